@@ -1,0 +1,139 @@
+"""What a user supplies: a Task, found by name.
+
+A Task is a structural protocol, so a plug-in imports nothing of ours. This file says what the members are and refuses, with the
+cure, a name that leads to something else. It does not run a Task: shapes and values are checked where they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+Columns = Mapping[str, np.ndarray]
+"""{name: array of shape (n,) or (n, k)}; every array has the same n."""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One learning problem on one pair of topics. Tensors are torch's, columns are numpy's."""
+
+    name: str
+    subject: str | None
+    event: Any
+    label: Any
+    label_horizon: timedelta
+    label_seen: str
+    negative_if_absent: bool
+    label_derived: tuple[str, ...]
+
+    def build(self) -> Any:
+        """The frozen base: a fresh torch.nn.Module, called with what `encode` gives."""
+
+    def encode(self, columns: Columns) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Model inputs, row i from row i alone; no torch, no state."""
+
+    def target(self, columns: Columns) -> np.ndarray:
+        """The truth, (n,) or (n, k)."""
+
+    def loss(self, output: Any, target: Any) -> Any:
+        """Training loss, tensors in, tensor (n,) out: one value for each example (privacy needs it)."""
+
+    def gate_loss(self, output: Any, target: Any) -> Any:
+        """Bounded loss, tensors in, tensor (n,) out: what the release gate compares."""
+
+    def score(self, output: np.ndarray, target: np.ndarray) -> Mapping[str, float]:
+        """Figures for display."""
+
+    def answer(self, output: np.ndarray) -> np.ndarray:
+        """What a client receives, (n,): a probability, a class, a number."""
+
+
+METHODS = ("build", "encode", "target", "loss", "gate_loss", "score", "answer")
+REQUIRED = ("name", "event", "label", "label_horizon", *METHODS)
+OPTIONAL: dict[str, Any] = {"subject": None, "label_seen": "always", "negative_if_absent": False, "label_derived": ()}
+
+
+class TaskError(ValueError):
+    """The configured task cannot be used; the message names the task, what is wrong and the cure."""
+
+
+def load_task(spec: str) -> Task:
+    """Import and make the Task named `package.module:Class`; optional members it leaves out get their defaults.
+
+    Raises TaskError: malformed name, module not found, class missing, members missing or of the wrong kind.
+    """
+    module_name, colon, class_name = spec.partition(":")
+    if not colon or not module_name or not class_name.isidentifier():
+        raise TaskError(f"task {spec!r} is not of the form 'package.module:Class', e.g. 'acme.fraud:Fraud'")
+    made = getattr(_module(spec, module_name), class_name, None)
+    if made is None:
+        there = ", ".join(_classes(module_name)) or "none"
+        raise TaskError(f"task {spec!r}: module {module_name!r} has no class {class_name!r}; its classes: {there}")
+    try:
+        task = made() if isinstance(made, type) else made
+    except Exception as error:
+        raise TaskError(f"task {spec!r}: {class_name}() failed with {type(error).__name__}: {error}") from error
+    return check(task, spec)
+
+
+def check(task: Any, spec: str) -> Task:
+    """The same object with defaults filled in, or TaskError listing every fault at once."""
+    missing = [name for name in REQUIRED if not hasattr(task, name)]
+    if missing:
+        raise TaskError(f"task {spec!r} lacks {', '.join(missing)}; a Task has {', '.join(REQUIRED)}")
+    for name, default in OPTIONAL.items():
+        if not hasattr(task, name):
+            setattr(task, name, default)
+    faults = _faults(task)
+    if faults:
+        raise TaskError(f"task {spec!r}: " + "; ".join(faults))
+    return cast(Task, task)
+
+
+def _module(spec: str, name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # `error.name` is the part that is absent: ours (or a parent of it), or something the user's module imports.
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise TaskError(
+                f"task {spec!r}: no module {error.name!r} on the import path; start from the folder that holds it with "
+                f"PYTHONPATH=., or install its package (pip install -e .)"
+            ) from error
+        raise TaskError(f"task {spec!r}: importing {name!r} needs module {error.name!r}; install it") from error
+    except Exception as error:
+        raise TaskError(f"task {spec!r}: importing {name!r} failed with {type(error).__name__}: {error}") from error
+
+
+def _classes(module_name: str) -> list[str]:
+    found = vars(importlib.import_module(module_name))
+    return sorted(k for k, v in found.items() if isinstance(v, type) and v.__module__ == module_name)
+
+
+def _faults(task: Any) -> list[str]:
+    faults = [f"{name} is not a method" for name in METHODS if not callable(getattr(task, name))]
+    if not isinstance(task.name, str) or not NAME.fullmatch(task.name):
+        faults.append(f"name {task.name!r} must match {NAME.pattern} (it becomes part of paths and journal streams)")
+    if not isinstance(task.label_horizon, timedelta) or task.label_horizon < timedelta(0):
+        faults.append(f"label_horizon {task.label_horizon!r} must be a timedelta of at least 0")
+    if task.label_seen not in ("always", "if_allowed"):
+        faults.append(f"label_seen {task.label_seen!r} must be 'always' or 'if_allowed'")
+    for side in ("event", "label"):
+        names = getattr(getattr(task, side), "names", None)
+        if names is None:
+            faults.append(f"{side} must be a pyarrow schema")
+        elif "event_id" not in names:
+            faults.append(f"{side} has no field 'event_id' (fields: {', '.join(names)})")
+    events = getattr(task.event, "names", [])
+    unknown = [name for name in (*task.label_derived, *filter(None, [task.subject])) if name not in events]
+    if unknown:
+        faults.append(f"subject or label_derived names {', '.join(unknown)}, not a field of event")
+    return faults
