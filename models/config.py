@@ -1,12 +1,13 @@
 """The knobs of learning, as small frozen values with the defaults of `headgate.toml`.
 
-Knows no torch and no file: `pipelines/settings.py` reads the TOML and hands these over, so that a settings dump, the CLI and the
-ledger never pay for a tensor library. What the knobs do is told where they are used.
+Knows no torch and no file: `pipelines/settings.py` reads the TOML and hands these over, so that a settings dump, the
+CLI and the ledger never pay for a tensor library. What the knobs do is told where they are used.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,26 @@ class AdapterConfig:
     def scale(self) -> float:
         """lora_alpha / r: what B @ A is multiplied with (Hu et al. 2021, §4.1)."""
         return self.lora_alpha / self.r
+
+    def as_peft(self, base_digest: str) -> dict[str, Any]:
+        """Content of `adapter_config.json` as PEFT reads it; the base is named by digest, never by a place to fetch
+        from.
+        """
+        return {
+            "peft_type": "LORA",
+            "base_model_name_or_path": base_digest,
+            "r": self.r,
+            "lora_alpha": self.lora_alpha,
+            "target_modules": list(self.target_modules),
+            "modules_to_save": list(self.modules_to_save) or None,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "use_rslora": False,
+            "use_dora": False,
+            "inference_mode": True,
+            "task_type": None,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
-"""The two draws privacy rests on: who is in a batch (Poisson sampling) and the Gaussian noise, from the operating system's randomness.
+"""The two draws privacy rests on: who is in a batch (Poisson sampling) and the Gaussian noise, from the operating
+system's randomness.
 
-numpy only; takes the stream of bytes from outside and knows neither gradients nor budgets. There is no seed on purpose.
+numpy only; takes the stream of bytes from outside and knows neither gradients nor budgets. There is no seed on
+purpose.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a user supplies: a Task, found by name.
 
-A Task is a structural protocol, so a plug-in imports nothing of ours. This file says what the members are and refuses, with the
-cure, a name that leads to something else. It does not run a Task: shapes and values are checked where they are used.
+A Task is a structural protocol, so a plug-in imports nothing of ours. This file says what the members are and refuses,
+with the cure, a name that leads to something else. It does not run a Task: shapes and values are checked where they
+are used.
 """
 
 from __future__ import annotations

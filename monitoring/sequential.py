@@ -1,9 +1,9 @@
 """Tests that stay valid however often they are looked at: the betting e-process and the guardrail on events.
 
-`E = mean_j prod_t (1 + bet_j X_t)` with X in [-1, 1] and bets fixed before the first observation. While the null holds
-(`E[X_t | past] <= 0`) E is a nonnegative supermartingale that starts at 1, so it ever reaches 1/alpha with probability at
-most alpha (Ville). Bets that never change make log E a sum: observations may come in any order, in parts, or again from a
-replay, and the figure is the same. Waudby-Smith and Ramdas, arXiv 2010.09686 (mixture form).
+`E = mean_j prod_t (1 + bet_j X_t)` with X in [-1, 1] and bets fixed before the first observation. While the null
+holds (`E[X_t | past] <= 0`) E is a nonnegative supermartingale that starts at 1, so it ever reaches 1/alpha with
+probability at most alpha (Ville). Bets that never change make log E a sum: observations may come in any order, in
+parts, or again from a replay, and the figure is the same. Waudby-Smith and Ramdas, arXiv 2010.09686 (mixture form).
 
 It knows numbers only. It does not know what an observation is, what a version is, nor what follows from a figure.
 """
@@ -16,8 +16,8 @@ from math import exp, log, log1p
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Wide on purpose: block means of +.04 nats under a cap of .1 are won by the large bets, means of +.005 by the small ones;
-# 16 bets decide no earlier than 8 (2,247 against 2,286 samples at the median).
+# Wide on purpose: block means of +.04 nats under a cap of .1 are won by the large bets, means of +.005 by the small
+# ones; 16 bets decide no earlier than 8 (2,247 against 2,286 samples at the median).
 BETS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
 RELATIVE_RISKS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 LARGEST_EXPONENT = 700.0  # exp(709.8) is the last finite double; the journal holds no infinity
@@ -25,7 +25,8 @@ LARGEST_EXPONENT = 700.0  # exp(709.8) is the last finite double; the journal ho
 
 @dataclass(frozen=True, slots=True)
 class Betting:
-    """The state of one test: 8 log-products, count, sum, sum of squares. `+` merges the states of disjoint observations."""
+    """The state of one test: 8 log-products, count, sum, sum of squares. `+` merges the states of disjoint
+    observations."""
 
     logs: tuple[float, ...] = (0.0,) * len(BETS)
     n: int = 0
@@ -50,7 +51,8 @@ class Betting:
 
 
 def bet(x: ArrayLike) -> Betting:
-    """The state after observations x, shape (n,), each in [-1, 1]. ValueError on NaN or outside: clip first, knowingly."""
+    """The state after observations x, shape (n,), each in [-1, 1]. ValueError on NaN or outside: clip first,
+    knowingly."""
     values = np.asarray(x, dtype=np.float64).ravel()
     if not np.all(np.abs(values) <= 1.0):
         worst = values[~(np.abs(values) <= 1.0)][0]
@@ -82,9 +84,10 @@ def log_mean_exp(logs: tuple[float, ...]) -> float:
 class Attribution:
     """Given that an event (an error, a slow request) happened: in which arm? One log-ratio for each relative risk.
 
-    Under relative risk r and canary weight w an event falls in the canary with probability r w / (r w + 1 - w), whatever the
-    rate of events is, so an incident that hits both arms, or a drift of the rate, cancels. The null is risk <= r0.
-    Lindon and Malek, arXiv 2011.03567. Steps with different weights add up: each event carries its own weight.
+    Under relative risk r and canary weight w an event falls in the canary with probability r w / (r w + 1 - w),
+    whatever the rate of events is, so an incident that hits both arms, or a drift of the rate, cancels. The null is
+    risk <= r0. Lindon and Malek, arXiv 2011.03567. Steps with different weights add up: each event carries its own
+    weight.
     """
 
     logs: tuple[float, ...] = (0.0,) * len(RELATIVE_RISKS)
@@ -101,9 +104,12 @@ class Attribution:
 
 
 def attribute(canary: int, stable: int, weight: float, r0: float = 1.2) -> Attribution:
-    """The state after `canary` and `stable` events at one canary weight in [0, 1]. At 0 and at 1 nothing can be learnt."""
+    """The state after `canary` and `stable` events at one canary weight in [0, 1]. At 0 and at 1 nothing can be
+    learnt."""
     if canary < 0 or stable < 0 or not 0.0 <= weight <= 1.0 or r0 <= 0.0:
-        raise ValueError(f"events {canary}/{stable}, weight {weight}, r0 {r0}: counts >= 0, weight in [0, 1], r0 > 0 wanted")
+        raise ValueError(
+            f"events {canary}/{stable}, weight {weight}, r0 {r0}: counts >= 0, weight in [0, 1], r0 > 0 wanted"
+        )
     if weight in (0.0, 1.0):
         return Attribution(canary=canary, stable=stable)
     null = r0 * weight + 1.0 - weight

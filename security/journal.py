@@ -233,9 +233,12 @@ class Journal:
         query = sa.select(_journal).where(_journal.c.stream == stream, _journal.c.stream_seq > after)
         return self._entries(query.order_by(_journal.c.stream_seq))
 
-    def tail(self, after: int = 0, limit: int | None = None) -> list[Entry]:
-        """Entries of all streams with `seq` > `after`, in order, at most `limit`."""
-        return self._entries(sa.select(_journal).where(_journal.c.seq > after).order_by(_journal.c.seq).limit(limit))
+    def tail(self, after: int = 0, limit: int | None = None, streams: Sequence[str] | None = None) -> list[Entry]:
+        """Entries with `seq` > `after`, in order, at most `limit`; of all streams, or of the named ones."""
+        query = sa.select(_journal).where(_journal.c.seq > after)
+        if streams is not None:
+            query = query.where(_journal.c.stream.in_(streams))
+        return self._entries(query.order_by(_journal.c.seq).limit(limit))
 
     def length(self, stream: str) -> int:
         """How many entries the stream has."""

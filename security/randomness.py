@@ -1,8 +1,9 @@
 """Random bytes that nobody can repeat: AES-256 in counter mode under a key from the operating system.
 
-For privacy noise and for sampling under privacy. A seedable generator is the wrong tool there: a fresh `torch.Generator()` has a
-fixed published seed, a Mersenne Twister's state can be recovered from its output (Garfinkel & Leclerc 2020), and a forked child
-repeats its parent's stream. Knows nothing of distributions (`models/noise.py`) and cannot be seeded.
+For privacy noise and for sampling under privacy. A seedable generator is the wrong tool there: a fresh
+`torch.Generator()` has a fixed published seed, a Mersenne Twister's state can be recovered from its output (Garfinkel
+& Leclerc 2020), and a forked child repeats its parent's stream. Knows nothing of distributions (`models/noise.py`) and
+cannot be seeded.
 """
 
 from __future__ import annotations

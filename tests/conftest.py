@@ -1,5 +1,6 @@
 """Fixtures every test may use; the servers behind them start once and only when a test asks."""
 
 from tests.databases import journal, journal_url, postgres
+from tests.streams import event_log, kafka, local_broker, topic, trim
 
-__all__ = ["journal", "journal_url", "postgres"]
+__all__ = ["event_log", "journal", "journal_url", "kafka", "local_broker", "postgres", "topic", "trim"]

@@ -1,0 +1,93 @@
+"""`headgate`: one command line for everything. It only finds the command; each lives in a module of its own.
+
+Commands are imported when they run, so that `headgate --help` loads neither torch nor a database (0.3 CPU s).
+Answers go to stdout, everything else to stderr. An expected error is one sentence and exit code 1, never a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipelines.settings import Settings
+
+# name -> (module, help). The table is the command line; a test compares it with what the modules offer.
+COMMANDS = {
+    "init": ("pipelines.cli.init", "Write a commented headgate.toml and make the keys."),
+    "demo": ("pipelines.cli.demo", "A year of flights through the whole loop, on a real Kafka."),
+    "broker": ("pipelines.cli.broker", "Start or stop the local Apache Kafka."),
+    "base": ("pipelines.cli.base", "Train and register the frozen base."),
+    "run-window": ("pipelines.cli.window", "Run every step of one window."),
+    "worker": ("pipelines.cli.window", "Run due windows as they come, in one process."),
+    "window": ("pipelines.cli.window", "List and show sealed windows."),
+    "gateway": ("pipelines.cli.gateway", "Serve predictions."),
+    "token": ("pipelines.cli.gateway", "Issue and revoke access tokens."),
+    "dashboard": ("pipelines.cli.dashboard", "Serve the operations page, or write it to a file."),
+    "up": ("pipelines.cli.up", "Worker, gateway and dashboard in one go, for one machine."),
+    "status": ("pipelines.cli.status", "Where everything stands, in a few lines."),
+    "rollout": ("pipelines.cli.rollout", "Watch and steer the release of a version."),
+    "version": ("pipelines.cli.version", "List and show versions."),
+    "privacy": ("pipelines.cli.privacy", "Show what was spent of the privacy budget."),
+    "journal": ("pipelines.cli.journal", "Verify and read the journal."),
+    "config": ("pipelines.cli.config", "Show the effective settings."),
+}
+
+
+class _Commands(click.Group):
+    """Looks a command up in the table and imports its module only then."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        return getattr(module, cmd_name.replace("-", "_"))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=_Commands)
+@click.option("--config", type=click.Path(path_type=Path), default=None, help="Settings file. [default: headgate.toml]")
+@click.version_option(package_name="headgate", message="%(version)s")
+@click.pass_context
+def cli(ctx: click.Context, config: Path | None) -> None:
+    """Keep a deployed model learning from a Kafka stream, and release each version only through a gate that has proof."""
+    ctx.obj = config
+
+
+def settings_from(ctx: click.Context, **overrides: Any) -> Settings:
+    """The settings the command line names; read when a command asks, once."""
+    from pipelines.settings import load_settings
+
+    return load_settings(ctx.find_root().obj, overrides=overrides or None)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+def _expected(error: Exception) -> bool:
+    """Errors of our own carry value, limit and cure; anything else is a defect and keeps its traceback."""
+    rooms = ("pipelines", "assets", "monitoring", "models", "security")
+    return type(error).__module__.split(".")[0] in rooms

@@ -1,0 +1,86 @@
+"""The frozen base of a task: trained on declared-public history, registered once, never changed.
+
+With it come the figures that have to be taken from public data: the clip of private training and the reference of drift.
+It does not know windows; the base is there before the first one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from assets.stream import store
+from assets.workspace import Workspace
+from models import release
+from models.rollout import Decision, Stream
+from monitoring.drift import build_reference
+
+
+class HistoryMissing(Exception):
+    """The task declares no public history, so nothing can be trained or compared."""
+
+
+def train_and_register(workspace: Workspace, *, epochs: int = 2) -> dict[str, Any]:
+    """Train the base on the task's public history, store it, journal it, and make it the stable version.
+
+    Returns the body of `base.registered`. A base that is registered already is returned as it is.
+    """
+    from models.base import auto_clip, digest, train_base
+
+    known = workspace.lineage().base
+    if known is not None:
+        return dict(known)
+    columns = _history(workspace)
+    state = train_base(workspace.task, columns, epochs=epochs)
+    clip = auto_clip(workspace.task, state, columns, workspace.policies.adapter)
+    name = digest(state)
+    path = f"{workspace.task.name}/bases/{name}.safetensors"
+    store.put(workspace.store, path, state)
+    body = {
+        "version": f"base-{name[:8]}",
+        "digest": name,
+        "path": path,
+        "rows": len(next(iter(columns.values()))),
+        "max_grad_norm": clip,
+        "reference": _reference(workspace, columns),
+        "parent": None,
+    }
+    first = [Decision(Stream.LINEAGE, "base.registered", body), *release.found(body["version"], workspace.now())]
+    workspace.board()
+    workspace.append_decisions(first)
+    return body
+
+
+def _history(workspace: Workspace) -> dict[str, np.ndarray]:
+    history = getattr(workspace.task, "history", None)
+    if history is None:
+        raise HistoryMissing(
+            f"task {workspace.task.name} has no history(): add a method that returns the columns of declared-public "
+            "events with their labels; the base, the clip and the drift reference come from it"
+        )
+    return dict(history())
+
+
+def _reference(workspace: Workspace, columns: dict[str, np.ndarray]) -> str:
+    """Store the drift reference of the monitored columns; blocks are as long as a window, so that days vary as days."""
+    watched = monitored(workspace.task)
+    blocks = None
+    if "_arrived" in columns:
+        blocks = np.asarray(columns["_arrived"]).astype("int64") // int(workspace.policies.window.every.total_seconds() * 1000)
+    reference = build_reference({name: columns[name] for name in watched}, workspace.policies.drift, blocks=blocks)
+    path = f"{workspace.task.name}/bases/reference.npz"
+    (workspace.store / path).parent.mkdir(parents=True, exist_ok=True)
+    reference.save(workspace.store / path)
+    return path
+
+
+def monitored(task: Any) -> tuple[str, ...]:
+    """The columns drift looks at: what the task names, else every plain field of the event but its id."""
+    named = getattr(task, "monitored", None)
+    if named:
+        return tuple(named)
+    import pyarrow as pa
+
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_boolean)
+    return tuple(f.name for f in task.event if f.name != "event_id" and any(is_kind(f.type) for is_kind in plain))

@@ -1,0 +1,70 @@
+"""Step `evidence`: score the versions under test on the window's examples, before anything is trained on them.
+
+Stable and candidate answer the same examples. Requests by arm come from the sealed predictions. What is written are sums
+and counts; what follows from them is for the release rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from assets.steps import examples
+from assets.stream.columns import columns_of
+from assets.stream.seal import find_sealed, read_sealed
+from assets.workspace import Workspace
+from monitoring import evidence as sums
+
+
+def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
+    """The body of `evidence.scored`: pairs with their block sums, requests by arm, mean losses by version (in-zone)."""
+    known = workspace.body("evidence.scored", window)
+    if known is not None:
+        return known
+    board = workspace.board()
+    table = examples.read(window, workspace)
+    columns = columns_of(table)
+    joined = workspace.body("examples.joined", window) or {}
+    losses = _losses(workspace, columns, [version for pair in board.pairs() for version in pair])
+    policy, grid = workspace.policies.rollout, workspace.policies.window
+    pairs = {
+        (candidate, stable): sums.score(
+            losses[stable], losses[candidate], columns["_matured"].astype("datetime64[ms]").astype(np.int64), policy.block,
+            sums.milliseconds(grid.start),
+        )
+        for candidate, stable in board.pairs()
+    }  # fmt: skip
+    body = sums.entry(window, workspace.clock(window), pairs, _served(window, workspace), joined.get("coverage"))
+    body |= {"examples": table.num_rows, "losses": _shown(workspace, columns, board.head)}
+    return workspace.history.once("evidence.scored", body, actor=workspace.actor, at=workspace.now()).body
+
+
+def _losses(workspace: Workspace, columns: Mapping[str, Any], versions: list[str]) -> dict[str, np.ndarray]:
+    return {version: workspace.predictor(version).losses(columns) for version in sorted(set(versions))}
+
+
+def _shown(workspace: Workspace, columns: Mapping[str, Any], head: str | None) -> dict[str, float]:
+    """Mean training loss by version for display: the base, the stable version and the lineage head. Never a decision."""
+    base = workspace.lineage().registered_base()["version"]
+    shown = sorted({base, workspace.board().stable or base, head or base})
+    if not len(columns["event_id"]):
+        return {}
+    return {version: float(workspace.predictor(version).train_losses(columns).mean()) for version in shown}
+
+
+def _served(window: str, workspace: Workspace) -> list[sums.Served]:
+    sealed = find_sealed(workspace.history, window)
+    if sealed is None:
+        return []
+    names = ["prediction_id", "epoch", "arm", "score", "latency_ms"]
+    table = read_sealed(workspace.store, sealed, workspace.topics.predictions, names)
+    return sums.count_served(
+        table.column("epoch").to_numpy(),
+        table.column("arm").to_pylist(),
+        table.column("score").is_null().to_numpy(),
+        table.column("latency_ms").to_numpy(),
+        workspace.policies.rollout.slow_ms,
+        table.column("prediction_id").to_pylist(),
+    )

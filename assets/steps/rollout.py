@@ -1,0 +1,107 @@
+"""Step `rollout`: turn the evidence into verdicts, ask the release rules once, append what they decided.
+
+The rules are pure and live in `models/release.py`; this step brings them figures and carries their entries to the journal
+in one transaction. A person's verb that came in between makes it read and decide again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from assets.workspace import Workspace
+from models import release
+from models.release_board import Board
+from models.release_policy import Verdicts
+from models.rollout import Decision
+from models.rollout_state import State
+from models.version import VersionRefused
+from monitoring.alarms import raise_alarm
+from monitoring.verdict import judge
+from security.journal import Conflict
+from security.replicas import Replicas
+
+ATTEMPTS = 5
+
+
+def rollout(window: str, workspace: Workspace) -> Mapping[str, Any]:
+    """Decide on this window's evidence; {"window", "decisions": [...]}. A window is stepped once."""
+    now = workspace.clock(window)
+    return {"window": window, "decisions": decide(workspace, now, window)}
+
+
+def decide(workspace: Workspace, now: datetime, window: str | None = None) -> list[str]:
+    """Ask the rules and append their entries; returns them as short sentences. With `window`, at most once for it."""
+    for _ in range(ATTEMPTS):
+        board = workspace.board()
+        found = verdicts(workspace, board, now)
+        decisions = release.step_board(board, found, workspace.policies.rollout, now, window)
+        if not decisions:
+            return []
+        try:
+            workspace.append_decisions(decisions)
+        except Conflict:
+            continue
+        _alarm(workspace, decisions, window or "")
+        return [sentence(decision) for decision in decisions if decision.kind != "rollout.stepped"]
+    raise Conflict(f"the release of {workspace.task.name} was changed by others {ATTEMPTS} times in a row: try again")
+
+
+def verdicts(workspace: Workspace, board: Board, now: datetime) -> dict[str, Verdicts]:
+    """The verdict on every rollout that is under test, watched, or being prepared."""
+    acknowledged = _acknowledged(workspace, board)
+    found = {}
+    for version, one in board.rollouts.items():
+        if one.live or one.watched:
+            prepared = _prepared(workspace, version) if one.state in (State.PREPARING, State.QUEUED) else None
+            found[version] = judge(
+                one, workspace.evidence(), workspace.policies.rollout, now, acknowledged=acknowledged, prepared=prepared
+            )
+    return found
+
+
+def _acknowledged(workspace: Workspace, board: Board) -> bool:
+    """Whether every replica with a live lease routes by the newest epoch. Without any replica there is nobody to wait for."""
+    lease = workspace.policies.rollout.lease
+    replicas = Replicas(workspace.journal.engine)
+    return not [r for r in replicas.live(workspace.task.name, workspace.wall(), lease) if r.epoch < board.epoch]
+
+
+def _prepared(workspace: Workspace, version: str) -> bool:
+    try:
+        workspace.predictor(version)
+    except VersionRefused as error:
+        raise_alarm(
+            workspace.journal, workspace.task.name, kind="security", window=version, message=str(error), figure=None,
+            limit=None, at=workspace.now(), actor=workspace.actor,
+        )  # fmt: skip
+        return False
+    return True
+
+
+def _alarm(workspace: Workspace, decisions: list[Decision], window: str) -> None:
+    """A version that was proven worse is told to people; its descendants are part of the same story."""
+    for decision in decisions:
+        body = decision.body
+        if decision.kind == "rollout.advanced" and body["to"] in (State.REJECTED, State.ROLLING_BACK):
+            figures = body["figures"]
+            raise_alarm(
+                workspace.journal, workspace.task.name, kind="quality_drop", window=window or body["version"],
+                message=f"{body['version']} was stopped: {body['reason']}", figure=figures["harm_e"],
+                limit=workspace.policies.rollout.harm_threshold, at=workspace.now(), actor=workspace.actor,
+            )  # fmt: skip
+
+
+def sentence(decision: Decision) -> str:
+    """One decision in words, for logs and progress."""
+    body = decision.body
+    match decision.kind:
+        case "rollout.advanced":
+            return f"{body['version']}: {body['from']} -> {body['to']} ({body['reason']})"
+        case "routing.set":
+            share = f", {body['weight']:.0%} to {body['canary']}" if body["canary"] else ""
+            return f"routing epoch {body['epoch']}: stable {body['stable']}{share}"
+        case "head.moved":
+            return f"the next update starts from {body['head']} ({body['reason']})"
+    return f"{decision.kind} {body.get('version', '')} {body.get('reason', '')}".strip()

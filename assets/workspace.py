@@ -1,0 +1,174 @@
+"""Everything the steps of a window need, in one place: task, policies, journal, log, store, keys, and the folds of it all.
+
+A workspace is opened once a process. What it caches (folds, models) can be thrown away at any time: the journal and the
+store are the truth. It decides nothing and knows neither settings files nor Dagster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assets.lineage import Lineage, fold_lineage
+from assets.stream.clock import WindowPolicy, window_bounds
+from assets.stream.cut import Topics
+from assets.stream.history import History
+from assets.stream.log import EventLog
+from assets.update_due import UpdatePolicy
+from models import release_board
+from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
+from models.release_board import Board
+from models.release_policy import RolloutPolicy
+from models.rollout import Decision
+from monitoring import evidence
+from monitoring.drift import DriftConfig
+from monitoring.evidence import Evidence
+from security.journal import Draft, Entry, Journal, Projection
+from security.privacy import PrivacyPolicy
+
+if TYPE_CHECKING:
+    from models.predictor import Predictor
+    from models.task import Task
+    from monitoring.tracking import Tracker
+
+CACHED_PREDICTORS = 16
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The sections of the settings that the steps obey."""
+
+    window: WindowPolicy
+    update: UpdatePolicy = UpdatePolicy()
+    adapter: AdapterConfig = AdapterConfig()
+    training: TrainingConfig = TrainingConfig()
+    privacy: PrivacyPolicy = PrivacyPolicy()
+    guard: GuardConfig = GuardConfig()
+    retention: RetentionConfig = RetentionConfig()
+    rollout: RolloutPolicy = RolloutPolicy()
+    drift: DriftConfig = DriftConfig()
+    max_reject_share: float = 0.01
+
+
+@dataclass
+class Workspace:
+    """See the module. `tracker` None: no projection to MLflow. `reports` False: no Evidently (quick runs)."""
+
+    task: Task
+    journal: Journal
+    log: EventLog
+    store: Path
+    keys: Path
+    topics: Topics
+    policies: Policies
+    settings_digest: str = ""
+    tracker: Tracker | None = None
+    reports: bool = True
+    actor: str = "pipeline"
+    wall: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self.history = History(self.journal, self.task.name)
+        self._lineage = Projection(self.journal, f"lineage/{self.task.name}", Lineage(), fold_lineage)
+        self._evidence = Projection(self.journal, f"window/{self.task.name}", Evidence(), _fold_evidence)
+        self._board, self._board_seq, self._board_lengths = Board(), 0, dict[str, int]()
+        self._predictors: dict[str, Predictor] = {}
+
+    def now(self) -> datetime:
+        """The wall clock, never before the newest entry of the journal (two machines' clocks may differ)."""
+        newest = self.journal.head_at()
+        return self.wall() if newest is None else max(self.wall(), newest)
+
+    def clock(self, window: str) -> datetime:
+        """The task's clock while `window` is processed: its end for a replayed stream, else now."""
+        return window_bounds(self.policies.window, window)[1] if self.policies.window.clock == "stream" else self.now()
+
+    def lineage(self) -> Lineage:
+        """The lineage as of now."""
+        return self._lineage.refresh()
+
+    def lineage_length(self) -> int:
+        """Entries of the lineage stream in the fold: what an append compares with."""
+        return self._lineage.length
+
+    def evidence(self) -> Evidence:
+        """All evidence as of now."""
+        return self._evidence.refresh()
+
+    def board(self) -> Board:
+        """Rollouts, routing and head as of now: one fold over three streams, in the journal's order."""
+        streams = [f"{room}/{self.task.name}" for room in ("rollout", "routing", "lineage")]
+        for entry in self.journal.tail(after=self._board_seq, streams=streams):
+            self._board_seq = entry.seq
+            self._board_lengths[entry.stream] = entry.stream_seq
+            self._board = release_board.fold(self._board, entry.kind, entry.body)
+        return self._board
+
+    def append_decisions(self, decisions: Sequence[Decision], *, actor: str | None = None) -> None:
+        """Append the board's decisions in one transaction, if no stream of them has moved since `board()`.
+
+        Raises Conflict when somebody else decided first: take the board again and decide again.
+        """
+        lengths = self._board_lengths
+        drafts = []
+        for decision in decisions:
+            stream = f"{decision.room}/{self.task.name}"
+            drafts.append(Draft(stream, decision.kind, decision.body, expected=lengths.get(stream, 0)))
+        self.journal.append_all(drafts, actor=actor or self.actor, at=self.now())
+
+    @cached_property
+    def base(self) -> bytes:
+        """The frozen base's bytes, checked against the journal. Raises NoBase, BaseRefused."""
+        from models.base import BaseRefused, digest
+
+        body = self.lineage().registered_base()
+        state = (self.store / body["path"]).read_bytes()
+        if digest(state) != body["digest"]:
+            raise BaseRefused(f"{body['path']} has digest {digest(state)}, the journal says {body['digest']}: restore it")
+        return state
+
+    def predictor(self, version: str) -> Predictor:
+        """The release copy of a version (or the base), verified, ready to score. Raises VersionRefused."""
+        from models.predictor import Predictor
+
+        if version not in self._predictors:
+            tensors = None if version == self.lineage().registered_base()["version"] else self.open(version).tensors
+            while len(self._predictors) >= CACHED_PREDICTORS:
+                self._predictors.pop(next(iter(self._predictors)))
+            self._predictors[version] = Predictor(self.task, self.base, tensors, self.policies.adapter)
+        return self._predictors[version]
+
+    def open(self, version: str) -> Any:
+        """The version's files after every check of `models.version.open_version`."""
+        from models.version import open_version
+        from security.keys import public_key
+
+        return open_version(
+            self.store / self.lineage().versions[version]["path"],
+            trusted={"trainer": public_key(self.keys, "trainer")},
+            base_digest=self.lineage().registered_base()["digest"],
+            task=self.task.name,
+            now=self.now(),
+        )
+
+    def vault(self, version: str) -> dict[str, Any] | None:
+        """The unstamped adapter training goes on from; None for the base."""
+        from models.vault import read_vault
+
+        if version == self.lineage().registered_base()["version"]:
+            return None
+        body = self.lineage().versions[version]
+        return read_vault(self.store / body["vault"], body["vault_sha256"])
+
+    def body(self, kind: str, window: str) -> Mapping[str, Any] | None:
+        """What the journal says of `kind` for `window`; None when the step has not run."""
+        entry = self.history.refresh().find(kind, window)
+        return None if entry is None else entry.body
+
+
+def _fold_evidence(state: Evidence, entry: Entry) -> Evidence:
+    return evidence.fold(state, entry.body) if entry.kind == "evidence.scored" else state

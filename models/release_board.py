@@ -1,0 +1,94 @@
+"""The board of a task: every rollout, who is stable, the lineage head and the routing, as a fold of the journal.
+
+`fold(board, kind, body)` applies one entry of `rollout/<task>`, `routing/<task>` or `lineage/<task>`; entries of
+other kinds change nothing. It needs no journal: pairs of kind and body do, so a backtest runs the same rules in
+memory. It decides nothing: what happens next is in `models/release.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from models.rollout import Decision
+from models.rollout_state import TRAFFIC, Rollout, State
+from models.split import Routing
+
+
+@dataclass(frozen=True)
+class Board:
+    """State of one task's releases. `parents` is the lineage, version -> version it was trained from."""
+
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict)
+    parents: Mapping[str, str | None] = field(default_factory=dict)
+    routing: Routing | None = None
+    head: str | None = None
+    stepped: str | None = None  # the newest window whose release step was taken
+
+    @property
+    def stable(self) -> str | None:
+        return self.routing.stable if self.routing else None
+
+    @property
+    def epoch(self) -> int:
+        return self.routing.epoch if self.routing else 0
+
+    @property
+    def canary(self) -> Rollout | None:
+        """The one rollout that takes traffic or is on its way back from it."""
+        return next((r for r in self.rollouts.values() if r.state in TRAFFIC or r.state is State.ROLLING_BACK), None)
+
+    def in_states(self, *states: State) -> list[Rollout]:
+        """Rollouts in any of these states, oldest version first."""
+        return sorted((r for r in self.rollouts.values() if r.state in states), key=lambda r: r.number)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(candidate, stable) pairs each window is to be scored for: shadow slots, the canary, versions under watch."""
+        return [(r.version, r.against) for r in sorted(self.rollouts.values(), key=lambda r: r.number) if r.scored]
+
+    def descends(self, version: str | None, ancestor: str) -> bool:
+        """Whether `version` is `ancestor` or was trained from it through any number of updates."""
+        seen: set[str] = set()
+        while version is not None and version not in seen:
+            if version == ancestor:
+                return True
+            seen.add(version)
+            version = self.parents.get(version)
+        return False
+
+    def has_descendants(self, version: str) -> bool:
+        """Also true for the lineage head: the next update will be its child."""
+        if self.descends(self.head, version):
+            return True
+        return any(other != version and self.descends(other, version) for other in self.parents)
+
+
+def fold(board: Board, kind: str, body: Mapping[str, Any]) -> Board:
+    """The board after one entry. ValueError for a rollout entry without the rollout after it."""
+    if kind == "rollout.stepped":
+        return replace(board, stepped=body["window"])
+    if kind.startswith("rollout."):
+        if "after" not in body:
+            raise ValueError(
+                f"entry {kind} of {body.get('version')} has no `after`: written by another version of Headgate"
+            )
+        rollout = Rollout.from_body(body["after"])
+        parents = (
+            board.parents if rollout.version in board.parents else {**board.parents, rollout.version: rollout.parent}
+        )
+        return replace(board, rollouts={**board.rollouts, rollout.version: rollout}, parents=parents)
+    if kind == "routing.set":
+        routing = Routing(body["epoch"], body["stable"], body["canary"], body["weight"], body["salt"])
+        return replace(board, routing=routing)
+    if kind == "head.moved":
+        return replace(board, head=body["head"])
+    if kind in ("version.registered", "base.registered"):
+        return replace(board, parents={**board.parents, body["version"]: body.get("parent")})
+    return board
+
+
+def fold_all(board: Board, decisions: Iterable[Decision]) -> Board:
+    for decision in decisions:
+        board = fold(board, decision.kind, decision.body)
+    return board

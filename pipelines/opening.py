@@ -1,0 +1,79 @@
+"""From settings to an open workspace: the one place where names in a file become journal, log, store and task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from assets.stream.cut import Topics
+from assets.stream.log import EventLog
+from assets.workspace import Policies, Workspace
+from models.task import Task, load_task
+from pipelines.settings import Settings, SettingsError
+from security.journal import Journal
+
+
+@contextmanager
+def opened(settings: Settings, *, actor: str = "pipeline") -> Iterator[Workspace]:
+    """A workspace with its log connected; a local broker that had to be started ends with it."""
+    from pipelines.broker import open_log
+
+    log, broker, _ = open_log(settings.stream.bootstrap_servers, Path("var/broker"))
+    journal = Journal(settings.journal.url)
+    try:
+        yield workspace_of(settings, journal, log, actor=actor)
+    finally:
+        journal.close()
+        log.close()
+        if broker is not None:
+            broker.stop()
+
+
+def workspace_of(
+    settings: Settings, journal: Journal, log: EventLog, *, task: Task | None = None, actor: str = "pipeline"
+) -> Workspace:
+    """The workspace of these settings on a journal and a log that are open already."""
+    task = task or load_task(settings.task)
+    _check_derived(task, settings)
+    tracker = None
+    if settings.tracking.mlflow_url:
+        from monitoring.tracking import Tracker
+
+        tracker = Tracker(settings.tracking.mlflow_url)
+    return Workspace(
+        task=task, journal=journal, log=log, store=Path(settings.store.url), keys=Path(settings.keys.directory),
+        topics=topics_of(settings), policies=policies_of(settings), settings_digest=settings.digest(), tracker=tracker,
+        actor=actor,
+    )  # fmt: skip
+
+
+def topics_of(settings: Settings) -> Topics:
+    """The names of the task's topics."""
+    return Topics(settings.stream.events, settings.stream.labels, settings.stream.predictions)
+
+
+def policies_of(settings: Settings) -> Policies:
+    """The sections that the steps obey."""
+    return Policies(
+        window=settings.window, update=settings.update, adapter=settings.adapter, training=settings.training,
+        privacy=settings.privacy, guard=settings.guard, retention=settings.retention, rollout=settings.rollout,
+        drift=settings.drift, max_reject_share=settings.stream.max_reject_share,
+    )  # fmt: skip
+
+
+def create_topics(settings: Settings, log: EventLog) -> None:
+    """Make the three topics where they do not exist; a topic that exists differently is an error."""
+    stamped = "CreateTime" if settings.window.clock == "stream" else "LogAppendTime"
+    for topic in topics_of(settings).all:
+        log.create_topic(topic, settings.stream.partitions, timestamp_type=stamped, retention_ms=-1)
+
+
+def _check_derived(task: Task, settings: Settings) -> None:
+    """Columns made of other records' labels carry those labels past the accounting; a task must declare them public."""
+    if settings.privacy.enabled and task.label_derived and not settings.privacy.label_derived_public:
+        raise SettingsError(
+            f"task {task.name} has {len(task.label_derived)} columns made of other records' labels "
+            f"({', '.join(task.label_derived[:3])}, ...): epsilon {settings.privacy.target_epsilon} for each event would not "
+            "hold. Leave them out, or set [privacy] label_derived_public = true if they are public (docs/label-derived.md)"
+        )
