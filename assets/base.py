@@ -37,8 +37,9 @@ def train_and_register(workspace: Workspace, *, epochs: int = 2) -> dict[str, An
     name = digest(state)
     path = f"{workspace.task.name}/bases/{name}.safetensors"
     store.put(workspace.store, path, state)
-    body = {
-        "version": f"base-{name[:8]}",
+    version = f"base-{name[:8]}"
+    body: dict[str, Any] = {
+        "version": version,
         "digest": name,
         "path": path,
         "rows": len(next(iter(columns.values()))),
@@ -46,7 +47,7 @@ def train_and_register(workspace: Workspace, *, epochs: int = 2) -> dict[str, An
         "reference": _reference(workspace, columns),
         "parent": None,
     }
-    first = [Decision(Stream.LINEAGE, "base.registered", body), *release.found(body["version"], workspace.now())]
+    first = [Decision(Stream.LINEAGE, "base.registered", body), *release.found(version, workspace.now())]
     workspace.board()
     workspace.append_decisions(first)
     return body

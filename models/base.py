@@ -65,7 +65,7 @@ def _fit(task: Task, module: nn.Module, columns: Columns, epochs: int, batch_siz
             loss = compute.per_example(losses, len(batch), "loss").mean()
             if not torch.isfinite(loss):
                 bad = int((~torch.isfinite(losses)).nonzero()[0])
-                raise ValueError(f"loss of row {int(batch[bad])} is {float(losses[bad])} in epoch {epoch}: the history "
+                raise ValueError(f"loss of row {int(batch[bad])} is {losses[bad].item()} in epoch {epoch}: the history "
                                  "holds a value the task cannot learn from; clean it, or handle it in encode")
             optimizer.zero_grad()
             torch.autograd.backward(loss)

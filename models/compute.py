@@ -49,9 +49,9 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 def inputs(task: Task, columns: Columns) -> tuple[torch.Tensor, ...]:
     """Model inputs for every row. Raises ValueError when `encode` does not give one entry a row."""
+    rows = row_count(columns)
     encoded = task.encode(columns)
     parts = tuple(tensor(part) for part in (encoded if isinstance(encoded, tuple) else (encoded,)))
-    rows = row_count(columns)
     for part in parts:
         if part.shape[:1] != (rows,):
             raise ValueError(f"task {task.name}: encode gave shape {tuple(part.shape)} for {rows} rows; one a row")

@@ -40,7 +40,7 @@ class AdapterConfig:
             "peft_type": "LORA",
             "base_model_name_or_path": base_digest,
             "r": self.r,
-            "lora_alpha": self.lora_alpha,
+            "lora_alpha": int(self.lora_alpha) if self.lora_alpha == int(self.lora_alpha) else self.lora_alpha,
             "target_modules": list(self.target_modules),
             "modules_to_save": list(self.modules_to_save) or None,
             "lora_dropout": 0.0,

@@ -25,10 +25,7 @@ def run(
     window: str,
     seed: int,
 ) -> Run:
-    """AdamW with warm-up and cosine; every bit follows from (seed, data).
-
-    Dropout and BatchNorm stay in eval mode, as everywhere in an update.
-    """
+    """Train the attached adapter in place. Raises guard.UpdateInterrupted on a norm beyond its limit or not finite."""
     gathered, setting = Run(), config.training
     parameters = list(lora.trainable(module).values())
     group = setting.batch_size * setting.gradient_accumulation_steps
@@ -73,9 +70,7 @@ def _accumulate(
 
 
 def warm_cosine(step: int, warm: int, steps: int) -> float:
-    """Factor on the learning rate at `step` (from 0): linear over `warm` steps, then half a cosine down to 0 at
-    `steps`.
-    """
+    """Factor on the learning rate at `step` (from 0): linear over `warm` steps, then half a cosine to 0 at `steps`."""
     if step < warm:
         return (step + 1) / (warm + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

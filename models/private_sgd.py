@@ -34,8 +34,7 @@ def run(
 ) -> Run:
     """DP-SGD (Abadi et al. 2016): Poisson batch, flat clip, Gaussian noise on every parameter, plain SGD.
 
-    Divides by the expected batch of the public count, never by the realised one; an empty batch still takes its noisy
-    step.
+    Divides by the expected batch of the public count, never by the realised one; an empty batch still takes its step.
     """
     gathered, stream, rate = Run(), KeyStream(), config.training.rate(config.update_number)
     deviation = law.noise_multiplier * law.max_grad_norm / law.expected_batch
@@ -47,8 +46,8 @@ def run(
             noisy = found.total / law.expected_batch + deviation * noise.gaussian(stream, gradients.size)
             norm = float(np.linalg.norm(noisy))
             guard.interrupt(guard.check_finite(int((~np.isfinite(noisy)).sum()), "the noised gradient", window))
-            guard.interrupt(guard.check_gradient_norm(norm, config.guard.max_gradient_norm, window,
-                                                 dimensions=gradients.size, deviation=deviation))
+            guard.interrupt(guard.check_gradient_norm(
+                norm, config.guard.max_gradient_norm, window, dimensions=gradients.size, deviation=deviation))
             weights -= rate * noisy
             _write(gradients.parameters, weights)
             _note(gathered, found, guard.denoised_norm(norm, gradients.size, deviation))

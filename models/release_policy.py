@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 
@@ -129,8 +130,8 @@ class Verdicts:
     reasons: tuple[str, ...] = ()
 
     def figures(self) -> dict[str, Any]:
-        """As it goes into the journal with each decision."""
-        body = asdict(self)
+        """As it goes into the journal with each decision; a figure that is no number is null there."""
+        body = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in asdict(self).items()}
         body["reasons"] = list(self.reasons)
         return body
 

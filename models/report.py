@@ -23,12 +23,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What one update did. `losses` and `gradient_norms`: one a step (private, noise removed) or one an epoch (not
-    private).
+    """What one update did.
 
-    `loss_before` and `loss_after` are means over the same rows, those with a finite loss under both; None when there
-    is none. `blocked` is "loss_change" when the change passed its limit, `finding` then says so in words. `seconds` is
-    CPU time.
+    `losses` and `gradient_norms`: one a step (private, noise removed) or one an epoch (not private). `loss_before` and
+    `loss_after` are means over the same rows, those with a finite loss under both; None when there is none. `blocked`
+    is "loss_change" when the change passed its limit, `finding` then says so in words. `seconds` is CPU time.
     """
 
     window: str

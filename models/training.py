@@ -1,8 +1,8 @@
 """One update: an adapter trained on one window's examples, privately under a reservation, or plainly without one.
 
-The accounted law is the executed law: sampling rate, noise, steps and clip are read from the reservation and from
-nowhere else. Knows no window file, journal or ledger, and releases nothing; what it reports about losses and norms is
-private and stays in the trust zone.
+It checks that the frozen base comes out as it went in and that the weights moved, and writes the report. It knows
+no window file, journal or ledger, releases nothing, and leaves the two ways of learning to `private_sgd` and
+`plain_adamw`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 
 class TrainingRefused(ValueError):
-    """The update cannot be run as asked; nothing was read from the examples. The message names the setting to change.
-    """
+    """The update cannot be run as asked; nothing was learnt. The message names the setting to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +51,7 @@ def train(
     window: str,
     seed: int | None = None,
 ) -> Update:
-    """Train `parent` (None: a fresh adapter) on `columns`. With a reservation privately, else AdamW, repeatable under
-    `seed`.
+    """Train `parent` (None: a fresh adapter) on `columns`: privately under a reservation, else plainly under `seed`.
 
     Raises TrainingRefused for settings that cannot hold, guard.UpdateInterrupted when the guard stops it, BaseChanged
     when the base is not what it was.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,16 +28,18 @@ from models.config import AdapterConfig
 from security import manifest as manifests
 from security.journal import stamp, unstamp
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-
 SCHEMA = "headgate/version/1"
 TENSORS, CONFIG, MANIFEST, ENVELOPE = "adapter.safetensors", "adapter_config.json", "manifest.json", "manifest.dsse"
 CAPS = {TENSORS: 1 << 30, CONFIG: 64 << 10, MANIFEST: 256 << 10, ENVELOPE: 64 << 10}
 ID = re.compile(r"v(\d{6,})-([0-9a-f]{8})")
 VALID_FOR = timedelta(days=400)
 CLOCK_SKEW = timedelta(minutes=5)  # a gateway whose clock lags by this much can still open what was just written
-OWN = ("schema", "task", "version", "parent", "base_digest", "created_at", "not_before", "not_after", "files", "tensors")
+OWN = frozenset({
+    "schema", "task", "version", "parent", "base_digest", "created_at", "not_before", "not_after", "files", "tensors",
+    "adapter",
+})
+PrivateKey = Any  # Ed25519; the classes belong to security/, which checks them
+PublicKey = Any
 
 
 class VersionRefused(Exception):
@@ -74,7 +76,7 @@ def write_version(
     tensors: Mapping[str, np.ndarray],
     adapter_config: AdapterConfig,
     manifest_extra: Mapping[str, Any],
-    key: Ed25519PrivateKey,
+    key: PrivateKey,
     now: datetime,
     valid_for: timedelta = VALID_FOR,
 ) -> Version:
@@ -118,7 +120,7 @@ def write_version(
 def open_version(
     directory: Path,
     *,
-    trusted: Mapping[str, Ed25519PublicKey],
+    trusted: Mapping[str, PublicKey],
     base_digest: str,
     task: str,
     now: datetime,
@@ -157,7 +159,7 @@ def open_version(
 
 
 def _check_extra(extra: Mapping[str, Any]) -> None:
-    clash = sorted(set(extra) & {*OWN, "adapter"})
+    clash = sorted(set(extra) & OWN)
     if clash:
         raise VersionRefused(f"manifest_extra sets {', '.join(clash)}, which the version writes itself; leave it out")
     listed = extra.get("not_covered")

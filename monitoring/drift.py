@@ -3,7 +3,8 @@
 Each feature gets a two-sample test (Kolmogorov-Smirnov or chi-square) and an effect size. Rows of a real stream hang
 together (storms, campaigns), so any day differs from any season by every such test: a feature must also differ by more
 than blocks of the reference usually do. Benjamini-Hochberg corrects for the number of features, a window counts when
-more of them drift than in 95 % of the reference's blocks, and an alarm needs two of the last three windows.
+more of them drift than in 95 % of the reference's blocks, and an alarm needs two such windows of the last three, or
+one feature that drifts in all three.
 
 It does not know alarms, files or reports. It does not see a changed relation between features whose own distributions
 stay the same (a multivariate test is a later step), nor concept drift, which needs labels.
@@ -24,7 +25,6 @@ from monitoring.reference import (
     Categorical,
     DriftError,
     FeatureKind,
-    Floats,
     Numeric,
     Reference,
     Usual,
@@ -34,6 +34,15 @@ from monitoring.reference import (
     finite,
     infer_kinds,
     sample_of,
+)
+from monitoring.two_sample import (
+    aligned,
+    benjamini_hochberg,
+    cramers_v,
+    homogeneity_p,
+    kolmogorov_p,
+    ks_distance,
+    wasserstein,
 )
 
 __all__ = [
@@ -50,8 +59,7 @@ __all__ = [
 
 State = Literal["DRIFT", "STEADY", "TOO_FEW", "ERROR"]
 MAD_TO_SD = 1.4826  # of a normal
-SMALLEST_SPREAD = 0.2  # log effects of independent rows have 0.25 to 0.3; a handful of blocks can look more alike than that
-SMALLEST_EXPECTED = 5.0  # the usual floor for a cell of a chi-square test; rarer categories are pooled
+MOST_REGULAR = 10.0  # the largest gamma shape believed: a handful of blocks can look more alike than they are
 BLOCK_ALPHA = 0.05
 FLAG = " missing"
 WINDOWS, NEEDED = 3, 2
@@ -121,7 +129,7 @@ class DriftResult:
             "rows": self.rows,
             "message": self.message,
             "tested": len(self.features),
-            "drifted": len(self.drifted),
+            "drifted": [feature.name for feature in self.drifted],
             "share": self.share,
             "threshold": self.threshold,
             "q": self.config.q,
@@ -169,12 +177,17 @@ def test_window(reference: Reference, columns: Mapping[str, ArrayLike], config: 
 test_window.__test__ = False  # type: ignore[attr-defined]  # its name is the domain's; pytest must not collect it
 
 
-def decide(states: Sequence[str]) -> bool:
-    """Alarm? Yes when two of the last three windows were DRIFT. `states` by window, newest last.
+def decide(bodies: Sequence[Mapping[str, Any]]) -> bool:
+    """Alarm? `bodies` are the `drift.tested` entries of consecutive windows (`DriftResult.body`), the newest last.
 
-    A window without a result is not evidence of rest: with one such window both others must be DRIFT.
+    Yes when two of the last three windows were DRIFT, or when one feature drifted in all three: a shift of few features
+    that stays is drift, a storm that moves many for a day is weather. A window without a result (TOO_FEW, ERROR) is no
+    evidence of rest and none of drift.
     """
-    return sum(state == "DRIFT" for state in states[-WINDOWS:]) >= NEEDED
+    last = bodies[-WINDOWS:]
+    if sum(body["state"] == "DRIFT" for body in last) >= NEEDED:
+        return True
+    return len(last) == WINDOWS and bool(set.intersection(*(set(body["drifted"]) for body in last)))
 
 
 def _prepared(
@@ -203,10 +216,10 @@ def _tested(reference: Reference, columns: dict[str, NDArray[Any]], config: Drif
     usual = reference.calibration.usual
     found = {name: _feature(feature, columns[name]) for name, feature in known.items()}
     p = {name: max(row_p, _block_p(effect, usual.get(name))) for name, (row_p, effect) in found.items()}
-    adjusted = dict(zip(p, benjamini_hochberg(np.array(list(p.values()))).tolist(), strict=True))
+    adjusted = benjamini_hochberg(np.array(list(p.values()))).tolist()
     features = tuple(
-        FeatureDrift(name, kind, p[name], adjusted[name], found[name][1], reference.usual(name), adjusted[name] <= config.q)
-        for name, kind in ((name, feature.kind) for name, feature in known.items())
+        FeatureDrift(name, feature.kind, p[name], q, found[name][1], reference.usual(name), q <= config.q)
+        for (name, feature), q in zip(known.items(), adjusted, strict=True)
     )
     share, threshold = sum(f.drifted for f in features) / len(features), reference.calibration.threshold
     state: State = "DRIFT" if share > threshold else "STEADY"
@@ -235,8 +248,8 @@ def _with_flags(reference: Reference, columns: dict[str, NDArray[Any]]) -> dict[
 def _feature(feature: Numeric | Categorical, column: NDArray[Any]) -> tuple[float, float]:
     """(p of the row test, effect) of one feature; (1, 0) without a value to compare: its flag sees that."""
     if isinstance(feature, Categorical):
-        ours, theirs = _aligned(feature.counts, counted(column))
-        return _chi_square_p(*chi_square(ours, theirs)), cramers_v(ours, theirs)
+        ours, theirs = aligned(feature.counts, counted(column))
+        return homogeneity_p(ours, theirs), cramers_v(ours, theirs)
     values = np.sort(finite(column))
     if len(values) == 0:
         return 1.0, 0.0
@@ -245,78 +258,25 @@ def _feature(feature: Numeric | Categorical, column: NDArray[Any]) -> tuple[floa
 
 
 def _block_p(effect: float, usual: Usual | None) -> float:
-    """How likely a block differs this much: effects of blocks are read as log-normal, by median and median deviation.
+    """How likely a block differs this much: effects of blocks are read as gamma-distributed, by median and shape.
 
-    1 for an effect at most the usual one; 0 when nothing is known, then the row test decides alone.
+    0 when nothing is known: then the row test decides alone.
     """
+    from scipy.special import gammaincc, gammainccinv
+
     if usual is None or usual.effect == 0:
         return 0.0
-    if effect <= usual.effect:
-        return 1.0
-    return math.erfc(math.log(effect / usual.effect) / usual.spread / math.sqrt(2)) / 2
+    return float(gammaincc(usual.shape, effect / usual.effect * gammainccinv(usual.shape, 0.5)))
 
 
 def _usual(effects: Sequence[float]) -> Usual:
-    """The median effect and the spread of the log effects around it (blocks without any effect left out)."""
-    logs = np.log([effect for effect in effects if effect > 0] or [1.0])
-    spread = float(np.median(np.abs(logs - np.median(logs)))) * MAD_TO_SD
-    return Usual(float(np.median(effects)), max(spread, SMALLEST_SPREAD))
+    """The median effect of blocks, and the gamma shape (median / spread)^2, the spread by median deviation.
 
-
-def ks_distance(reference: Floats, window: Floats) -> float:
-    """The largest gap between two distribution functions; both samples sorted. Exact with ties: between two values of
-    the window its function is flat, so the largest gap lies at a value, or just below one."""
-    n, m = len(reference), len(window)
-    gaps = [
-        np.searchsorted(reference, window, side) / n - np.searchsorted(window, window, side) / m
-        for side in ("left", "right")
-    ]
-    return float(np.max(np.abs(gaps)))
-
-
-def kolmogorov_p(distance: float, n: int, m: int) -> float:
-    """p of the two-sample distance by Kolmogorov's law, with Stephens' correction for small samples (1970)."""
-    from scipy.special import kolmogorov
-
-    root = math.sqrt(n * m / (n + m))
-    return float(kolmogorov((root + 0.12 + 0.11 / root) * distance))
-
-
-def wasserstein(reference: Floats, window: Floats) -> float:
-    """The W1 distance of two sorted samples: mean gap between the window's values and the reference's same quantiles.
-
-    Its noise floor is about 1.2 standard deviations / sqrt(rows): read it beside p, never alone.
+    Independent rows have shapes of 5 to 10, days of weather 1 to 3: the longer the tail, the more a window must differ.
     """
-    level = (np.arange(len(window)) + 0.5) / len(window)
-    return float(np.mean(np.abs(reference[(level * len(reference)).astype(int)] - window)))
-
-
-def chi_square(ours: Floats, theirs: Floats) -> tuple[float, int]:
-    """Pearson's statistic and degrees of freedom of a 2 x k table of counts; cells that expect < 5 are pooled."""
-    total, share = ours + theirs, theirs.sum() / (ours.sum() + theirs.sum())
-    order = np.argsort(total)
-    expected = total[order] * min(share, 1 - share)
-    pooled = max(int(np.sum(expected < SMALLEST_EXPECTED)), 1)
-    while pooled < len(order) and expected[:pooled].sum() < SMALLEST_EXPECTED:
-        pooled += 1
-    cells = np.r_[theirs[order[:pooled]].sum(), theirs[order[pooled:]]]
-    totals = np.r_[total[order[:pooled]].sum(), total[order[pooled:]]]
-    return float(np.sum((cells - totals * share) ** 2 / (totals * share * (1 - share)))), len(cells) - 1
-
-
-def cramers_v(ours: Floats, theirs: Floats) -> float:
-    """Cramer's V as if both samples had the same size: sqrt(sum (p - q)^2 / (p + q) / 2), 0 (equal) to 1 (disjoint)."""
-    p, q = ours / ours.sum(), theirs / theirs.sum()
-    return float(np.sqrt(np.sum((p - q) ** 2 / (p + q)) / 2))
-
-
-def benjamini_hochberg(p: Floats) -> Floats:
-    """Adjusted p-values, shape (k,): rejecting those <= q keeps the false discovery rate at q (1995)."""
-    order = np.argsort(p)
-    raw = p[order] * len(p) / np.arange(1, len(p) + 1)
-    adjusted = np.empty_like(raw)
-    adjusted[order] = np.minimum(np.minimum.accumulate(raw[::-1])[::-1], 1.0)
-    return adjusted
+    median = float(np.median(effects))
+    spread = float(np.median(np.abs(np.array(effects) - median))) * MAD_TO_SD
+    return Usual(median, min((median / spread) ** 2, MOST_REGULAR) if spread else MOST_REGULAR)
 
 
 def calibrate(
@@ -371,8 +331,8 @@ def _block_effects(
 
 def _block_effect(whole: Numeric | Categorical, block: NDArray[Any]) -> tuple[float, float]:
     if isinstance(whole, Categorical):
-        everything, inside = _aligned(whole.counts, counted(block))
-        return _chi_square_p(*chi_square(everything - inside, inside)), cramers_v(everything - inside, inside)
+        everything, inside = aligned(whole.counts, counted(block))
+        return homogeneity_p(everything - inside, inside), cramers_v(everything - inside, inside)
     values = np.sort(finite(block))
     rest = whole.finite - len(values)
     if len(values) == 0 or rest == 0:
@@ -381,16 +341,3 @@ def _block_effect(whole: Numeric | Categorical, block: NDArray[Any]) -> tuple[fl
     apart = whole.finite / rest
     p = kolmogorov_p(ks_distance(whole.values, values) * apart, rest, len(values))
     return p, wasserstein(whole.values, values) * apart / (whole.sd or 1.0)
-
-
-def _aligned(ours: Mapping[str, int], theirs: Mapping[str, int]) -> tuple[Floats, Floats]:
-    """Two counts over the union of their categories."""
-    names = list(ours) + [name for name in theirs if name not in ours]
-    first, second = (np.array([float(counts.get(name, 0)) for name in names]) for counts in (ours, theirs))
-    return first, second
-
-
-def _chi_square_p(statistic: float, freedom: int) -> float:
-    from scipy.special import chdtrc
-
-    return float(chdtrc(freedom, statistic)) if freedom else 1.0

@@ -74,10 +74,10 @@ class Categorical:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What blocks of the reference show for one feature: the median effect size, and the spread of its logarithm."""
+    """Effect sizes of a feature's blocks in the reference: their median, and how regular they are (gamma shape)."""
 
     effect: float
-    spread: float
+    shape: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,8 @@ appender.out.layout.type=PatternLayout
 appender.out.layout.pattern=%d %p %c %m%n
 """
 
-# A static quorum of one: the voters are named in this file, so that a restart may use other ports.
+# A static quorum of one: the voters are named in this file, so that a restart may use other ports. The short session is
+# for restarts too: a broker that was killed may register again only when its old session is over (9 s by default).
 _SERVER = """process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
@@ -77,7 +78,7 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
-log.dirs={data}
+log.dirs=data
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=2
@@ -86,6 +87,8 @@ transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=2
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
 group.initial.rebalance.delay.ms=0
 log.retention.ms=-1
 log.segment.bytes=67108864
@@ -115,6 +118,7 @@ class LocalBroker:
         self._detached = detached
         self._process: subprocess.Popen[bytes] | None = None
         self.bootstrap = ""
+        self.folder: Path | None = None
 
     @property
     def pid(self) -> int | None:
@@ -130,10 +134,11 @@ class LocalBroker:
         folder = folder.absolute()
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder)
+        self.folder = folder
         try:
             if port is not None and not is_free(port):
                 raise PortInUse(_taken(port))
-            java = self._java_command(folder)
+            java = self._java_command()
             for attempt in range(_PORT_ATTEMPTS):
                 ports = (port, free_port()) if port is not None else last_ports(folder)
                 try:
@@ -169,7 +174,7 @@ class LocalBroker:
     ) -> None:
         self.stop()
 
-    def _java_command(self, folder: Path) -> list[str]:
+    def _java_command(self) -> list[str]:
         java = self._java
         if java is None:
             try:
@@ -181,29 +186,36 @@ class LocalBroker:
             jars = broker_jars.classpath(self._jars, folder=self._jar_folder, maven=self._maven)
         except broker_jars.JarsMissing as error:
             raise BrokerFailed(str(error)) from error
-        places = {"kafka.logs.dir": folder, "log4j2.configurationFile": folder / _L4J, "java.io.tmpdir": folder / "tmp"}
-        return [str(java), *_JVM, *(f"-D{name}={path}" for name, path in places.items()), "-cp", jars]
+        # Relative to the folder, in which Java runs: Java's property files and URLs would garble a blank or an umlaut.
+        places = {"kafka.logs.dir": ".", "log4j2.configurationFile": _L4J, "java.io.tmpdir": "tmp"}
+        return [str(java.absolute()), *_JVM, *(f"-D{name}={path}" for name, path in places.items()), "-cp", jars]
 
     def _spawn(self, folder: Path, java: list[str], ports: tuple[int, int], lock: int) -> None:
         port, controller = ports
-        settings, data, log = folder / "server.properties", folder / "data", folder / "kafka.log"
+        settings, log = "server.properties", folder / "kafka.log"
         (folder / _L4J).write_text(_LOG4J)
-        settings.write_text(_SERVER.format(port=port, controller=controller, data=data))
+        (folder / settings).write_text(_SERVER.format(port=port, controller=controller))
         if log.exists():
             log.replace(folder / "kafka.log.1")
         with log.open("ab") as out:
-            if not (data / "meta.properties").exists():
+            if not (folder / "data" / "meta.properties").exists():
                 cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
                 tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", f"--cluster-id={cluster}"]
-                _run(folder, [*java, *tool, "-c", str(settings)], out)
-            command = [*java, "kafka.Kafka", str(settings)]
+                _run(folder, [*java, *tool, "-c", settings], out)
+            command = [*java, "kafka.Kafka", settings]
             if not self._detached:
                 watcher = [sys.executable, "-I", "-S", broker_watch.__file__, str(os.getpid())]
                 command = [*watcher, *command]
             try:
                 # A session of its own: Ctrl-C in the terminal is for us, and we end the broker when we are done.
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, pass_fds=[lock]
+                    command,
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    pass_fds=[lock],
                 )
             except OSError as error:
                 raise _no_java(java[0], error) from error
@@ -330,7 +342,9 @@ def _taken(port: int) -> str:
 
 def _run(folder: Path, command: list[str], out: Any) -> None:
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=START_SECONDS)
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=START_SECONDS
+        )
     except OSError as error:
         raise _no_java(command[0], error) from error
     except subprocess.TimeoutExpired as error:

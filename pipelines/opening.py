@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from assets.stream.cut import Topics
-from assets.stream.log import EventLog
+from assets.stream.log import EventLog, TimestampType
 from assets.workspace import Policies, Workspace
 from models.task import Task, load_task
 from pipelines.settings import Settings, SettingsError
@@ -64,7 +64,7 @@ def policies_of(settings: Settings) -> Policies:
 
 def create_topics(settings: Settings, log: EventLog) -> None:
     """Make the three topics where they do not exist; a topic that exists differently is an error."""
-    stamped = "CreateTime" if settings.window.clock == "stream" else "LogAppendTime"
+    stamped: TimestampType = "CreateTime" if settings.window.clock == "stream" else "LogAppendTime"
     for topic in topics_of(settings).all:
         log.create_topic(topic, settings.stream.partitions, timestamp_type=stamped, retention_ms=-1)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from assets.steps import FINISHED, STEPS
+from assets.steps import FINISHED, STEPS, finish
 from assets.stream.cut import next_due_window
 from assets.workspace import Workspace
 
@@ -35,11 +35,6 @@ def run_window(window: str, workspace: Workspace, on_step: Callable[[str], None]
         seconds[name] = time.process_time() - started
     finish(window, workspace)
     return WindowResult(window, bodies, seconds)
-
-
-def finish(window: str, workspace: Workspace) -> None:
-    """Say that the window's last step is done; from here on the next window may be due."""
-    workspace.history.once(FINISHED, {"window": window}, actor=workspace.actor, at=workspace.now())
 
 
 def due_window(workspace: Workspace) -> str | None:

@@ -32,6 +32,7 @@ from monitoring.switches import silence
 from security.privacy import PrivacyPolicy
 
 ENVIRONMENT = "HEADGATE_"
+CONFIG = "HEADGATE_CONFIG"  # names the settings file where no command line can (Dagster)
 DEFAULT_FILE = "headgate.toml"
 SECRET_FILE_MODES = (0o400, 0o600)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
@@ -146,7 +147,10 @@ class Settings:
 
     def shown(self) -> dict[str, Any]:
         """The effective settings as plain values, as `headgate config show` prints them."""
-        return typing.cast(dict[str, Any], _plain(self))
+        shown = typing.cast(dict[str, Any], _plain(self))
+        if self.alarms.webhook:  # its path is the credential
+            shown["alarms"]["webhook"] = "********"
+        return shown
 
 
 # Values that a file with mode 0400 may hold instead: `url_file = "..."`, or HEADGATE_JOURNAL__URL_FILE.
@@ -158,11 +162,11 @@ def load_settings(
 ) -> Settings:
     """Read the file, then the environment, then `overrides` ({section: {key: value}}); the later one wins.
 
-    Without `file` it is `headgate.toml` in the current folder. Raises SettingsError.
+    Without `file` it is the one `settings_file` finds. Raises SettingsError.
     """
     environ = os.environ if environ is None else environ
     silence(environ)
-    path = Path(file or DEFAULT_FILE)
+    path = file or settings_file(environ)
     found = _read_file(path)
     _check_names(found, str(path))
     for section, key, value, where in _environment(environ):
@@ -171,6 +175,11 @@ def load_settings(
     for section, values in (overrides or {}).items():
         found[section] = {**found.get(section, {}), **values} if isinstance(values, Mapping) else values
     return make_settings(found, str(path))
+
+
+def settings_file(environ: Mapping[str, str] | None = None) -> Path:
+    """The file a process reads that was not told one: HEADGATE_CONFIG, else `headgate.toml` in the current folder."""
+    return Path((os.environ if environ is None else environ).get(CONFIG, DEFAULT_FILE)).absolute()
 
 
 def make_settings(found: Mapping[str, Any], where: str = "settings") -> Settings:
@@ -215,7 +224,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path} cannot be read: {error}") from error
 
 
-def _sections() -> dict[str, type | None]:
+def _sections() -> dict[str, Any]:
+    """Section -> its dataclass; None for a plain key such as `task`."""
     hints = typing.get_type_hints(Settings)
     return {name: kind if dataclasses.is_dataclass(kind) else None for name, kind in hints.items()}
 
@@ -252,7 +262,7 @@ def _environment(environ: Mapping[str, str]) -> typing.Iterator[tuple[str, str |
         names |= {f"{ENVIRONMENT}{section}__{key}".upper() for key in (_keys_of(kind) if kind else ())}
     names |= {f"{ENVIRONMENT}{section}__{key}_file".upper() for section, key in SECRETS}
     for name in sorted(environ):
-        if not name.startswith(ENVIRONMENT):
+        if not name.startswith(ENVIRONMENT) or name == CONFIG:
             continue
         if name not in names:
             near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.4)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 from security.accounting import Law
-from security.journal import Entry, stamp, unstamp
+from security.journal import Entry, unstamp
 
 KINDS_WITHOUT_CHARGE = frozenset({"WINDOW", "RELEASE", "RETIRE"})
 

@@ -65,6 +65,8 @@ class PrivacyPolicy:
 
     def __post_init__(self) -> None:
         accounting.check_range(self.target_epsilon, self.target_delta, self.sampling_rate, self.steps)
+        if self.max_grad_norm != "auto":
+            _check_clip(self.max_grad_norm)
 
     def law(self) -> Law:
         """The one law of every update under this policy; calibrates the noise at the first call."""
@@ -338,5 +340,9 @@ def _check_request(
         raise ValueError(f"arrived [{stamp(arrived[0])}, {stamp(arrived[1])}): the end must come after the start")
     if count < 1:
         raise ValueError(f"count {count}: an update needs examples; a window without any is skipped, not reserved")
+    _check_clip(max_grad_norm)
+
+
+def _check_clip(max_grad_norm: float) -> None:
     if not (math.isfinite(max_grad_norm) and max_grad_norm > 0):
         raise ValueError(f"max_grad_norm {max_grad_norm}: give a finite number above 0")

@@ -22,7 +22,7 @@ def local_broker(tmp_path_factory) -> Iterator[LocalBroker]:
     """The broker itself, for tests that do something to it. They leave it running at the same address."""
     with LocalBroker(jars=JARS) as broker:
         try:
-            broker.start(tmp_path_factory.mktemp("broker"))
+            broker.start(tmp_path_factory.mktemp("a bröker's folder"))
         except BrokerFailed as error:
             pytest.skip(f"no local Kafka on this machine: {error}")
         yield broker
@@ -30,7 +30,7 @@ def local_broker(tmp_path_factory) -> Iterator[LocalBroker]:
 
 @pytest.fixture(scope="session")
 def kafka(local_broker) -> str:
-    """The address of a real Kafka. Topics of other tests are in it: use the `topic` fixture's name, or one of your own."""
+    """The address of a real Kafka. Topics of other tests are in it: take names from the `topic` fixture."""
     return local_broker.bootstrap
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.release_policy import RolloutPolicy, Verdict
+from models.release_policy import RolloutPolicy, Verdict, Verdicts
 from models.rollout_state import Rollout, State, Taken
 from monitoring.evidence import Evidence, Served, count_served, entry, fold, score
 from monitoring.sequential import bet
@@ -50,8 +50,11 @@ def days(gains: list[float], n: int = 50) -> Evidence:
     return folded([window_body(k, np.full(n, 0.5), np.full(n, 0.5 - gain)) for k, gain in enumerate(gains)])
 
 
-def look(evidence: Evidence, one: Rollout | None = None, policy: RolloutPolicy = POLICY, now: datetime | None = None):  # type: ignore[no-untyped-def]
-    return judge(one or rollout(), evidence, policy, now or evidence.processed or START, acknowledged=True, prepared=True)
+def look(
+    evidence: Evidence, one: Rollout | None = None, policy: RolloutPolicy = POLICY, now: datetime | None = None
+) -> Verdicts:
+    moment = now or evidence.processed or START
+    return judge(one or rollout(), evidence, policy, moment, acknowledged=True, prepared=True)
 
 
 @settings(max_examples=25, deadline=None)
@@ -72,8 +75,9 @@ def test_hour_windows_and_day_windows_close_the_same_blocks() -> None:
     rng = np.random.default_rng(0)
     stable, candidate = rng.random((8, 24)), rng.random((8, 24))
     by_day = folded([window_body(k, stable[k], candidate[k]) for k in range(8)])
+    hours = [(d, h) for d in range(8) for h in range(24)]
     by_hour = folded(
-        [window_body(24 * d + h, stable[d, h : h + 1], candidate[d, h : h + 1], DAY / 24) for d in range(8) for h in range(24)]
+        [window_body(24 * d + h, stable[d, h : h + 1], candidate[d, h : h + 1], DAY / 24) for d, h in hours]
     )
     assert look(by_hour).promote_e == pytest.approx(look(by_day).promote_e, abs=1e-9)
 

@@ -52,7 +52,9 @@ def new_board(*versions: str | tuple[str, str]) -> Board:
     return board
 
 
-def step(board: Board, now: datetime, policy: RolloutPolicy = POLICY, **verdicts: Verdicts) -> tuple[Board, list[Decision]]:
+def step(
+    board: Board, now: datetime, policy: RolloutPolicy = POLICY, **verdicts: Verdicts
+) -> tuple[Board, list[Decision]]:
     decisions = step_board(board, {v: verdicts.get(v, QUIET) for v in board.rollouts}, policy, now)
     return fold_all(board, decisions), decisions
 
@@ -81,7 +83,7 @@ def test_a_good_version_walks_from_shadow_to_stable_one_step_a_look() -> None:
         seen.append((state(board, "v1").value, board.routing.weight if board.routing else None))
     assert seen == [
         ("SHADOW", 0.0), ("CANARY", 0.1), ("CANARY", 0.5), ("PROMOTING", 1.0), ("BAKING", 1.0), ("PROMOTED", 0.0),
-    ]  # fmt: skip
+    ]
     assert board.stable == "v1" and board.routing is not None and board.routing.canary is None
     assert board.epoch == 5 and board.pairs() == []
 
@@ -240,14 +242,14 @@ def test_the_newest_of_several_that_pass_takes_the_one_canary() -> None:
 def test_the_newest_waiting_version_replaces_the_one_with_the_least_evidence() -> None:
     board = walk(new_board("v1", "v2", "v3"), range(1))
     board = fold_all(board, enqueue(board, "v4", 4, "v3", T0))
-    figures = {"v1": replace(QUIET, promote_e=1.5), "v2": replace(QUIET, promote_e=0.5), "v3": replace(QUIET, promote_e=2.0)}
+    figures = {v: replace(QUIET, promote_e=e) for v, e in (("v1", 1.5), ("v2", 0.5), ("v3", 2.0))}
     board, _ = step(board, T0 + DAY, **figures)
     assert state(board, "v2") is State.SUPERSEDED and board.rollouts["v2"].watched
     assert state(board, "v4") is State.SHADOW and ("v2", "base-1") in board.pairs()
     board, _ = step(board, T0 + 2 * DAY, v2=BAD)
     assert [state(board, v) for v in ("v1", "v2", "v3", "v4")] == [
         State.SHADOW, State.REJECTED, State.WITHDRAWN, State.WITHDRAWN,
-    ]  # fmt: skip
+    ]
     assert board.head == "base-1"
 
 
@@ -404,9 +406,14 @@ VERDICTS = st.builds(
 
 def proves(verdicts: Verdicts) -> bool:
     return (
-        verdicts.promote is Verdict.BETTER and verdicts.promote_e >= POLICY.promote_threshold and verdicts.fresh
-        and verdicts.blocks >= POLICY.min_blocks and verdicts.mean is not None and verdicts.mean > 0 and not verdicts.tail
-    )  # fmt: skip
+        verdicts.promote is Verdict.BETTER
+        and verdicts.promote_e >= POLICY.promote_threshold
+        and verdicts.blocks >= POLICY.min_blocks
+        and verdicts.mean is not None
+        and verdicts.mean > 0
+        and verdicts.fresh
+        and not verdicts.tail
+    )
 
 
 class AnySchedule(RuleBasedStateMachine):

@@ -31,3 +31,8 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("version", version),
 )
 FINISHED = "window.finished"  # written when the last step of a window is done: what "next due window" asks for
+
+
+def finish(window: str, workspace: Workspace) -> None:
+    """Say that the window's last step is done; from here on the next window may be due."""
+    workspace.history.once(FINISHED, {"window": window}, actor=workspace.actor, at=workspace.now())

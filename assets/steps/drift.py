@@ -21,7 +21,6 @@ from monitoring.alarms import raise_alarm
 from monitoring.reference import Reference
 
 KIND = "drift.tested"
-LOOKED_AT = 3
 
 
 def drift(window: str, workspace: Workspace) -> Mapping[str, Any]:
@@ -32,8 +31,9 @@ def drift(window: str, workspace: Workspace) -> Mapping[str, Any]:
     reference = Reference.load(workspace.store / workspace.lineage().registered_base()["reference"])
     columns = _columns(window, workspace)
     result = tests.test_window(reference, columns, workspace.policies.drift)
-    states = [*_states_before(window, workspace), result.state]
-    body = result.body() | {"window": window, "alarm": tests.decide(states), "evidently": None, "files": []}
+    found = result.body()
+    alarm = tests.decide([*_before(window, workspace), found])
+    body = found | {"window": window, "alarm": alarm, "evidently": None, "files": []}
     folder = f"{workspace.task.name}/drift/{window.replace(':', '')}"
     _keep(workspace, body, f"{folder}.json", json.dumps(result.details(), indent=1).encode())
     if workspace.reports and result.rows >= workspace.policies.drift.min_rows:
@@ -51,14 +51,17 @@ def _columns(window: str, workspace: Workspace) -> dict[str, Any]:
     return columns_of(read_sealed(workspace.store, sealed, workspace.topics.events, names).select(names))
 
 
-def _states_before(window: str, workspace: Workspace) -> list[str]:
-    states: list[str] = []
+def _before(window: str, workspace: Workspace) -> list[Mapping[str, Any]]:
+    """What was journalled of the windows right before this one, oldest first; fewer at the start of the stream."""
+    bodies: list[Mapping[str, Any]] = []
     before = previous_window(workspace.policies.window, window)
-    while before is not None and len(states) < LOOKED_AT - 1:
+    while before is not None and len(bodies) < tests.WINDOWS - 1:
         body = workspace.body(KIND, before)
-        states.insert(0, body["state"] if body else "ERROR")
+        if body is None:
+            break
+        bodies.insert(0, body)
         before = previous_window(workspace.policies.window, before)
-    return states
+    return bodies
 
 
 def _evidently(

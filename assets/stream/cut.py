@@ -234,6 +234,22 @@ def _spans(
 # -- carrying it out --------------------------------------------------------------------------------------------------
 
 
+def _check_stamped(log: EventLog, decided: Cut, bounds: Mapping[str, TopicBounds], topics: Topics) -> None:
+    """Under the stream's clock, refuse a topic written in transactions: their markers carry the broker's wall clock.
+
+    A marker answers every search for an earlier time, so the cut would stand still in front of it for ever.
+    """
+    for name in (topics.events, topics.labels):
+        for part, (start, end) in decided.topics[name].partitions.items():
+            still = start == end == bounds[name].partitions[part].at_timestamp
+            if still and not any(log.read(name, part, start, start + 1)):
+                raise CutRefused(
+                    f"window {decided.window}: {name!r} partition {part} offset {start} is a transaction's marker, "
+                    "stamped by the broker's clock, and hides the records behind it from the search by time: write a "
+                    'topic that is replayed with window.clock = "stream" without transactions'
+                )
+
+
 def find_cut(history: History, window: str) -> Cut | None:
     """The journalled cut of a window, as of the history's last refresh."""
     entry = history.find(CUT, window)
@@ -291,6 +307,8 @@ def cut(
         end = window_bounds(policy, window)[1]
         bounds = {topic: log.bounds(topic, end) for topic in topics.all}
         decided = decide_cut(previous, bounds, window, policy, topics)
+        if policy.clock == "stream":
+            _check_stamped(log, decided, bounds, topics)
         try:
             history.extend(CUT, decided.body(), actor=actor, at=now)
         except Conflict:

@@ -176,8 +176,8 @@ class _Sealed:
 
     def payload(self, topic: str, windows: Ints, rows: Ints) -> pa.Table:
         """The payload of rows given by window number and row in it, in that order; window -1 gives nulls."""
-        tables, begins, length = [self.table(self.this, topic).slice(0, 0)], {-1: 0}, 0
-        for number in np.unique(windows[windows >= 0]).tolist():
+        tables, begins, length = [], {-1: 0}, 0
+        for number in np.unique(windows[windows >= 0]).tolist() or [self.this]:  # one at least, for its schema
             tables.append(self.table(number, topic))
             begins[number] = length
             length += tables[-1].num_rows

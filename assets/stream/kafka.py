@@ -323,7 +323,8 @@ def _step(tp: TopicPartition, seek: int | None) -> Callable[[Any], tuple[list[An
             consumer.seek(tp, seek)
         records = consumer.poll(timeout_ms=POLL_MS).get(tp, [])
         position = consumer.position(tp, timeout_ms=POLL_MS)
-        return records, -1 if position is None else int(position)
+        behind = records[-1].offset + 1 if records else -1
+        return records, max(behind, -1 if position is None else int(position))
 
     return step
 

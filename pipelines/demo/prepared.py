@@ -38,7 +38,7 @@ class Prepared:
 
 
 def prepare(start: datetime, end: datetime, cache: Path | None = None) -> Prepared:
-    """The flights scheduled in [start, end), about 4 CPU seconds, or 0.3 from `cache` (a folder, made when missing)."""
+    """The flights scheduled in [start, end), about 4 CPU seconds, or 0.1 from `cache` (a folder, made when missing)."""
     if cache is None:
         return _computed(start, end)
     file = cache / f"flights-{_key(start, end)}.npz"

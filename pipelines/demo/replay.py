@@ -1,8 +1,8 @@
 """Plays the recorded flights into the event log: each event at its scheduled departure, each label at its arrival.
 
 The time stamps of the records are the true times of 2013, and each topic is written in the order of time. What was
-published is counted, so that a reader at the other end of the loop can say what was lost or doubled. A fault can be
-injected: labels that arrive in a given stretch carry the delay with the wrong sign, as an error in a source system would
+published is counted, so that a reader at the other end of the loop can say what was lost or doubled. A fault can be put
+in: labels that arrive in a given stretch carry the delay with the wrong sign, as an error in a source system would
 make them; the feature system upstream has its own feed and keeps the truth.
 
 It computes no feature and does not know what anybody does with the records.

@@ -221,10 +221,9 @@ def _last_leg(flights: Flights) -> dict[str, np.ndarray]:
 
 
 def _previous_departure(flights: Flights) -> np.ndarray:
-    """The row of the same aircraft's departure before this one, -1 where there is none or no aircraft is recorded."""
-    order = np.lexsort((flights.scheduled, flights.tail))
-    tail, when = flights.tail[order], flights.scheduled[order]
-    follows = (tail[1:] == tail[:-1]) & (tail[1:] >= 0) & (when[1:] > when[:-1])
-    previous = np.full(len(flights), -1)
-    previous[order[1:][follows]] = order[:-1][follows]
-    return previous
+    """The row of the same aircraft's last departure before this one, -1 where none or no aircraft is known."""
+    stamps = (flights.tail << 32) | flights.scheduled
+    order = np.argsort(stamps, kind="stable")
+    earlier = order[np.maximum(np.searchsorted(stamps[order], stamps, "left") - 1, 0)]
+    same = (flights.tail[earlier] == flights.tail) & (flights.scheduled[earlier] < flights.scheduled)
+    return np.where(same & (flights.tail >= 0), earlier, -1)

@@ -33,7 +33,7 @@ PREDICT = "model:predict"
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """When a request came: `wall` seconds since 1970 for tokens and records, `ticks` monotonic for limits and leases."""
+    """When a request came: `wall` seconds since 1970 for tokens and records, `ticks` monotonic for rates and leases."""
 
     wall: float
     ticks: float

@@ -37,7 +37,6 @@ from pipelines.gateway.shelf import Shelf
 from security.journal import Journal
 from security.keys import key_id, public_key
 from security.limits import Limiter
-from security.replicas import Replicas
 from security.tokens import Verifier
 
 logger = logging.getLogger("headgate.gateway")

@@ -1,0 +1,52 @@
+"""`headgate status`: where everything stands, in a few lines, from the journal alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from pipelines.cli import settings_from
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Stable version, canary, newest window, epsilon, open alarms."""
+    found = collect(ctx)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for key, value in found.items():
+        click.echo(f"{key.replace('_', ' '):<16} {'-' if value is None else value}")
+
+
+def collect(ctx: click.Context) -> dict[str, Any]:
+    """The figures of the status, by name."""
+    from monitoring.alarms import open_alarms
+    from pipelines.reading import journal_and_task, read_board, read_lineage
+    from security.privacy import Ledger
+
+    settings = settings_from(ctx)
+    journal, task = journal_and_task(settings)
+    board, lineage = read_board(journal, task), read_lineage(journal, task)
+    finished = [entry for entry in journal.read(f"window/{task}") if entry.kind == "window.finished"]
+    canary = board.canary
+    ledgers = [name.split("/") for name in journal.streams() if name.startswith("privacy/")]
+    spent = [Ledger(journal, c, t, settings.privacy).epsilon_per_event() for _, c, t in ledgers]
+    alarms = open_alarms(journal, task)
+    return {
+        "task": task,
+        "stable": board.stable,
+        "canary": f"{canary.version} at {canary.weight:.0%} ({canary.state.value})" if canary else None,
+        "lineage_head": lineage.head or None,
+        "versions": len(lineage.versions),
+        "windows": len(finished),
+        "newest_window": finished[-1].body["window"] if finished else None,
+        "epsilon": max(spent, default=None),
+        "open_alarms": len(alarms),
+        "newest_alarm": alarms[0].message if alarms else None,
+        "journal_entries": journal.head(),
+    }

@@ -1,0 +1,103 @@
+"""`headgate run-window W`, `worker`, `window list|show`: run windows and look at sealed ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+
+import click
+
+from pipelines.cli import settings_from
+
+
+@click.command("run-window")
+@click.argument("window")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def run_window(ctx: click.Context, window: str, as_json: bool) -> None:
+    """Run every step of WINDOW (its UTC start, e.g. 2026-01-01T08:00Z). What has been done is not done again."""
+    from pipelines.opening import opened
+    from pipelines.run_window import run_window as run
+
+    with opened(settings_from(ctx), actor="command line") as workspace:
+        result = run(window, workspace, on_step=lambda name: click.echo(f"{window}  {name}", err=True))
+    if as_json:
+        click.echo(json.dumps({"window": window, "steps": dict(result.steps), "seconds": dict(result.seconds)}, default=str))
+    else:
+        click.echo(f"{window}  done in {sum(result.seconds.values()):.1f} CPU s")
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Stop when no window is due.")
+@click.pass_context
+def worker(ctx: click.Context, once: bool) -> None:
+    """Run due windows as they come, in this process, until it is told to stop."""
+    from pipelines.opening import opened
+    from pipelines.worker import work
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with opened(settings_from(ctx), actor="worker") as workspace:
+        done = work(workspace, stop, until_idle=once, on_window=lambda r: click.echo(f"{r.window} done", err=True))
+    click.echo(f"{done} windows")
+
+
+@click.group()
+def window() -> None:
+    """List and show sealed windows."""
+
+
+@window.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_context
+def list_(ctx: click.Context, as_json: bool) -> None:
+    """One line a sealed window: rows by topic, rejects, examples, label coverage."""
+    from pipelines.reading import journal_and_task
+
+    journal, task = journal_and_task(settings_from(ctx))
+    bodies = [entry for entry in journal.read(f"window/{task}") if entry.kind in ("window.sealed", "examples.joined")]
+    joined = {entry.body["window"]: entry.body for entry in bodies if entry.kind == "examples.joined"}
+    for entry in bodies:
+        if entry.kind != "window.sealed":
+            continue
+        sealed, examples = entry.body, joined.get(entry.body["window"], {})
+        row = {
+            "window": sealed["window"], "rows": sealed["rows"], "rejects": sealed["rejects"],
+            "examples": examples.get("examples"), "coverage": examples.get("coverage"),
+        }  # fmt: skip
+        if as_json:
+            click.echo(json.dumps(row))
+        else:
+            rows = "  ".join(f"{topic} {count}" for topic, count in sealed["rows"].items())
+            coverage = "-" if row["coverage"] is None else f"{row['coverage']:.1%}"
+            click.echo(f"{row['window']}  {rows}  rejects {row['rejects']}  examples {row['examples']}  coverage {coverage}")
+
+
+@window.command()
+@click.argument("window_name", metavar="WINDOW")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def show(ctx: click.Context, window_name: str, as_json: bool) -> None:
+    """Everything the journal says of WINDOW: offset ranges, files with hashes, rejects, examples, evidence, drift."""
+    from pipelines.reading import journal_and_task
+
+    journal, task = journal_and_task(settings_from(ctx))
+    found = {
+        entry.kind: entry.body
+        for room in ("cut", "window")
+        for entry in journal.read(f"{room}/{task}")
+        if entry.body.get("window") == window_name
+    }
+    if not found:
+        raise click.ClickException(f"the journal knows no window {window_name}; `headgate window list` names those it knows")
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for kind, body in found.items():
+        click.echo(kind)
+        for key, value in body.items():
+            click.echo(f"  {key}: {value if isinstance(value, str | int | float) else json.dumps(value)}")

@@ -1,0 +1,98 @@
+"""Which gateway replicas are alive, and which routing epoch each serves: a small mutable table beside the journal.
+
+This is operating state, not a decision: rows are overwritten and forgotten. It does not know what an epoch means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from security.journal import JournalUnreachable, stamp, unstamp
+
+LEASE = timedelta(seconds=30)
+FORGOTTEN_AFTER = timedelta(days=1)  # names of replicas change with each deployment; old rows would pile up
+
+_metadata = sa.MetaData()
+_replicas = sa.Table(
+    "gateway_replicas",
+    _metadata,
+    sa.Column("task", sa.String, primary_key=True),
+    sa.Column("replica", sa.String, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("seen", sa.String, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One gateway process: the routing epoch it serves and when it last said so (UTC)."""
+
+    replica: str
+    epoch: int
+    seen: datetime
+
+
+class Replicas:
+    """The table, on the journal's engine. Every method raises JournalUnreachable when the database does not answer."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+        with _reachable():
+            try:
+                self._make_table()
+            except (sa.exc.ProgrammingError, sa.exc.IntegrityError):  # another process made it at the same moment
+                self._make_table()
+
+    def _make_table(self) -> None:
+        with self._writer.begin() as connection:
+            _metadata.create_all(connection)
+
+    def acknowledge(self, task: str, replica: str, epoch: int, now: datetime) -> None:
+        """The replica serves `epoch` at `now`. Also its sign of life: call it at each poll, at least once a lease."""
+        row = {"task": task, "replica": replica, "epoch": epoch, "seen": stamp(now)}
+        old = (_replicas.c.task == task) & (_replicas.c.seen < stamp(now - FORGOTTEN_AFTER))
+        with _reachable(), self._writer.begin() as connection:
+            connection.execute(sa.delete(_replicas).where(old))
+            connection.execute(_upsert(connection.dialect.name, row))
+
+    def live(self, task: str, now: datetime, lease: timedelta = LEASE) -> list[Replica]:
+        """Replicas of the task that were seen within `lease` before `now`, by name."""
+        query = sa.select(_replicas.c.replica, _replicas.c.epoch, _replicas.c.seen).where(
+            _replicas.c.task == task, _replicas.c.seen > stamp(now - lease)
+        )
+        with _reachable(), self._engine.begin() as connection:
+            rows = connection.execute(query.order_by(_replicas.c.replica)).all()
+        return [Replica(name, int(epoch), unstamp(seen)) for name, epoch, seen in rows]
+
+    def lagging(self, task: str, epoch: int, now: datetime, lease: timedelta = LEASE) -> list[Replica]:
+        """Live replicas that still serve an epoch before `epoch`."""
+        return [replica for replica in self.live(task, now, lease) if replica.epoch < epoch]
+
+    def all_acknowledged(self, task: str, epoch: int, now: datetime, lease: timedelta = LEASE) -> bool:
+        """Whether no live replica lags behind `epoch`. Also true when none is live: ask `live` where that matters."""
+        return not self.lagging(task, epoch, now, lease)
+
+
+def _upsert(dialect: str, row: dict[str, Any]) -> sa.Insert:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    changed = {"epoch": row["epoch"], "seen": row["seen"]}
+    return insert(_replicas).values(row).on_conflict_do_update(index_elements=["task", "replica"], set_=changed)
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise JournalUnreachable(
+            f"the table of gateway replicas does not answer: {cause}; check that the journal's database runs"
+        ) from error

@@ -1,0 +1,166 @@
+"""A small real world for gateway tests: keys, a journal, a store with a base and signed versions, a log, and clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from assets.stream.embedded import EmbeddedLog
+from models import lora
+from models.base import build, digest, train_base
+from models.config import AdapterConfig
+from models.task import Task, check
+from pipelines.gateway.server import Gateway, GatewayConfig
+from security.journal import Draft, Journal
+from security.keys import make_keys, private_key
+from security.tokens import issue
+from tests.tasks import TwoBlobs, columns
+
+EVENT = {"event_id": "e1", "x0": 1.0, "x1": -0.5, "x2": 0, "x3": 2.25}
+QUICK: dict[str, Any] = {"poll_seconds": 0.05, "rate_per_second": 50_000.0, "burst": 50_000, "drain_seconds": 2.0}
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 5.0) -> float:
+    """Wait for a condition; the seconds it took. Fails the test when it does not come."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, f"did not happen within {seconds:g} s"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+@dataclass
+class World:
+    """Everything a gateway needs, in one folder. The journal lies in a folder of its own so that it can be taken away."""
+
+    folder: Path
+    base: bytes
+    task: Task = field(default_factory=lambda: check(TwoBlobs(), "tests.tasks:TwoBlobs"))
+    running: list[Gateway] = field(default_factory=list)
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.keys, self.store = self.folder / "keys", self.folder / "store"
+        make_keys(self.keys)
+        self.journal_url = f"sqlite:///{self.folder}/journal/journal.db"
+        self.journal = Journal(self.journal_url, busy_seconds=0.2)
+        self.log = EmbeddedLog(self.folder / "log.db", timeout=0.1)
+        path = f"{self.task.name}/bases/{digest(self.base)}.safetensors"
+        (self.store / path).parent.mkdir(parents=True)
+        (self.store / path).write_bytes(self.base)
+        self.base_version = f"base-{digest(self.base)[:8]}"
+        body = {"version": self.base_version, "digest": digest(self.base), "path": path, "max_grad_norm": 1.0, "rows": 1}
+        self.note("lineage", "base.registered", body)
+
+    def note(self, stream: str, kind: str, body: dict[str, Any]) -> None:
+        self.journal.append(Draft(f"{stream}/{self.task.name}", kind, body), actor="test", at=datetime.now(UTC))
+
+    def version(self, number: int) -> str:
+        """Write, sign and register a version whose adapter is drawn by its number."""
+        from models.version import write_version
+        from security.manifest import digest as manifest_digest
+
+        module, config = build(self.task, self.base), AdapterConfig(r=2)
+        lora.attach(module, config, lora.first_draw(self.base))
+        draw = np.random.default_rng(number)
+        tensors = {
+            name: (value + draw.normal(0, 0.3, value.shape)).astype(value.dtype) for name, value in lora.extract(module).items()
+        }
+        written = write_version(
+            self.store / self.task.name / "versions",
+            number=number,
+            task=self.task.name,
+            parent=self.base_version,
+            base_digest=digest(self.base),
+            tensors=tensors,
+            adapter_config=config,
+            manifest_extra={"not_covered": []},
+            key=private_key(self.keys, "trainer"),
+            now=datetime.now(UTC),
+        )
+        found = manifest_digest((written.path / "manifest.json").read_bytes())
+        path = str(written.path.relative_to(self.store))
+        self.note("lineage", "version.registered", {"version": written.id, "path": path, "manifest_digest": found})
+        return written.id
+
+    def folder_of(self, version: str) -> Path:
+        return self.store / self.task.name / "versions" / version
+
+    def route(self, stable: str, canary: str | None = None, weight: float = 0.0, salt: str = "r1") -> int:
+        """Decide the next routing epoch."""
+        self.epoch += 1
+        body = {"epoch": self.epoch, "stable": stable, "canary": canary, "weight": weight, "salt": salt, "rollout": None}
+        self.note("routing", "routing.set", body)
+        return self.epoch
+
+    def gateway(self, *, log: Any = "own", journal: Any = None, **config: Any) -> tuple[Gateway, httpx.Client]:
+        """A started gateway and a client with a token for everything."""
+        made = Gateway(
+            GatewayConfig(**{**QUICK, **config}),
+            self.task,
+            journal or self.journal,
+            self.store,
+            self.keys,
+            self.log if log == "own" else log,
+        )
+        self.running.append(made)
+        client = httpx.Client(base_url=made.start(), headers={"authorization": f"Bearer {self.token()}"})
+        return made, client
+
+    def token(self, *scopes: str, ago: timedelta = timedelta(0), subject: str = "acme") -> str:
+        return issue(
+            private_key(self.keys, "token"),
+            subject=subject,
+            scopes=scopes or ("model:predict", "versions:read", "metrics:read"),
+            issuer="headgate",
+            audience="headgate-gateway",
+            lifetime=timedelta(minutes=10),
+            now=datetime.now(UTC) - ago,
+        )
+
+    def recorded(self, topic: str = "predictions") -> list[dict[str, Any]]:
+        """Every prediction in the log."""
+        import json
+
+        found = []
+        for partition, bounds in self.log.bounds(topic, datetime.now(UTC)).partitions.items():
+            for batch in self.log.read(topic, partition, bounds.earliest, bounds.latest):
+                found += [json.loads(record.value or b"") for record in batch]
+        return found
+
+    @contextmanager
+    def without_journal(self) -> Iterator[None]:
+        """Take the database away; connections that are open are closed, as a lost server would close them."""
+        away = self.folder / "journal-away"
+        (self.folder / "journal").rename(away)
+        self.journal.close()
+        yield
+        away.rename(self.folder / "journal")
+
+    def close(self) -> None:
+        for gateway in self.running:
+            gateway.stop()
+        self.journal.close()
+        self.log.close()
+
+
+@pytest.fixture(scope="session")
+def blobs_base() -> bytes:
+    """One base for all tests."""
+    return train_base(check(TwoBlobs(), "tests.tasks:TwoBlobs"), columns(512), epochs=1)
+
+
+@pytest.fixture
+def world(tmp_path, blobs_base) -> Iterator[World]:
+    made = World(tmp_path, blobs_base)
+    yield made
+    made.close()

@@ -1,0 +1,96 @@
+"""The guard's arithmetic: what counts as too much, with and without noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from models import guard
+
+W = "2013-03-04T08:00Z"
+
+
+def test_a_gradient_norm_within_its_limit_is_no_finding():
+    assert guard.check_gradient_norm(10.0, 10.0, W) is None
+
+
+def test_a_gradient_norm_beyond_its_limit_names_value_limit_and_cure():
+    finding = guard.check_gradient_norm(14.2, 10.0, W)
+    assert (finding.kind, finding.figure, finding.limit) == ("gradient_norm", 14.2, 10.0)
+    assert finding.message == (
+        f"gradient norm 14.2 > max_gradient_norm 10 in window {W}: update interrupted, nothing released; "
+        "see docs/alarms.md#gradient-norm"
+    )
+
+
+def test_the_raw_norm_of_pure_noise_is_not_taken_for_a_gradient():
+    """500 examples, 3,201 parameters, sigma 5.27, C 12: the norm is 57 and says nothing."""
+    deviation = guard.noise_deviation(5.27, 12.0, 1 / 8, 500)
+    norm = deviation * math.sqrt(3201)
+    assert 56 < norm < 58
+    assert guard.check_gradient_norm(norm, 10.0, W, dimensions=3201, deviation=deviation) is None
+    assert guard.check_gradient_norm(norm, 10.0, W) is not None
+
+
+@pytest.mark.parametrize(("dimensions", "deviation", "limit"), [(1, 3.0, 10.0), (100, 1.0, 10.0), (3201, 0.08, 10.0),
+                                                                (3201, 1.01, 10.0), (100_000, 0.5, 1.0)])
+def test_the_noisy_limit_is_the_exact_quantile_to_half_a_percent(dimensions, deviation, limit):
+    exact = stats.ncx2.ppf(0.999, dimensions, (limit / deviation) ** 2)
+    wanted = deviation * math.sqrt(exact - dimensions)
+    assert guard.noisy_limit(limit, dimensions, deviation) == pytest.approx(wanted, rel=5e-3)
+
+
+def test_a_norm_at_its_limit_interrupts_one_step_in_a_thousand():
+    """100,000 noisy norms of length exactly 10; fails by accident with probability below 1e-6."""
+    draw, d, s = np.random.default_rng(7), 3201, 0.3
+    first = 10.0 + s * draw.normal(size=100_000)
+    norms = np.sqrt(first**2 + s**2 * draw.chisquare(d - 1, size=100_000))
+    stopped = sum(guard.check_gradient_norm(n, 10.0, W, dimensions=d, deviation=s) is not None for n in norms)
+    assert stats.binom.ppf(5e-7, 100_000, 0.0009) <= stopped <= stats.binom.ppf(1 - 5e-7, 100_000, 0.0011)
+
+
+def test_a_true_norm_of_twice_the_limit_is_seen_through_the_noise():
+    d, s = 3201, 0.3
+    norm = math.sqrt(20.0**2 + d * s**2)
+    finding = guard.check_gradient_norm(norm, 10.0, W, dimensions=d, deviation=s)
+    assert finding.figure == pytest.approx(20.0) and 10.0 < finding.limit < 14.0
+
+
+def test_without_noise_the_limit_is_the_limit():
+    assert guard.noisy_limit(10.0, 3201, 0.0) == 10.0
+    assert guard.noisy_limit(10.0, 3201, 1e-12) == pytest.approx(10.0)
+
+
+def test_values_that_are_not_finite_are_counted():
+    assert guard.check_finite(0, "the adapter", W) is None
+    finding = guard.check_finite(3, "the adapter", W)
+    assert (finding.kind, finding.figure, finding.limit) == ("non_finite", 3.0, 0.0)
+    assert "3 non-finite values" in finding.message and "docs/alarms.md#non-finite" in finding.message
+
+
+def test_no_change_of_weights_is_an_error_and_so_is_a_change_that_is_no_number():
+    assert guard.check_weight_change(1e-9, "the adapter", W) is None
+    assert guard.check_weight_change(0.0, "the adapter", W).kind == "no_weight_change"
+    assert guard.check_weight_change(math.nan, "the adapter", W) is not None
+
+
+@pytest.mark.parametrize(("after", "found"), [(1.5, False), (1.51, True), (0.5, False), (0.49, True)])
+def test_a_loss_that_changes_by_more_than_half_is_found_in_both_directions(after, found):
+    finding = guard.check_loss_change(1.0, after, 0.5, W)
+    assert (finding is not None) == found
+    if finding:
+        assert "max_loss_change 0.5" in finding.message and "docs/alarms.md#loss-change" in finding.message
+
+
+def test_a_loss_that_was_zero_does_not_divide_by_it():
+    assert guard.check_loss_change(0.0, 0.0, 0.5, W) is None
+    assert guard.check_loss_change(0.0, 0.1, 0.5, W).figure > 1e6
+
+
+def test_an_interruption_carries_kind_figure_and_limit():
+    with pytest.raises(guard.UpdateInterrupted, match=r"docs/alarms\.md") as caught:
+        guard.interrupt(guard.check_gradient_norm(11.0, 10.0, W))
+    assert (caught.value.kind, caught.value.figure, caught.value.limit) == ("gradient_norm", 11.0, 10.0)
