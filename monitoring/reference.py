@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,7 +151,7 @@ class Reference:
                     for i, row in enumerate(meta["features"])
                 }
                 sample = {name: packed[f"s{i}"] for i, name in enumerate(features)}
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DriftError(f"drift reference {path} cannot be read ({error}): build it again from history") from error
         stored = meta["calibration"]
         usual = {name: Usual(**row) for name, row in stored.pop("usual").items()}

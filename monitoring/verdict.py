@@ -41,7 +41,7 @@ def judge(
         if b.n or b.bad
     ]
     reasons = _broken(blocks, evidence)
-    usable = [] if reasons else blocks
+    usable = [b for b in blocks if b.n and isfinite(b.total) and isfinite(b.squares)]
     promote = bet([_clip((b.mean + policy.margin) / policy.cap) for b in usable])
     harm_e = _harm(rollout, usable, policy)
     mean = sum(b.mean for b in usable) / len(usable) if usable else None
@@ -93,7 +93,8 @@ def _broken(blocks: list[BlockSum], evidence: Evidence) -> tuple[str, ...]:
 
 
 def _verdict(reasons: tuple[str, ...], name: Verdict, proven: bool) -> Verdict:
-    if reasons:
+    """A broken part never helps a version: it bars the promotion, while harm proven by the rest still counts."""
+    if reasons and not (proven and name is Verdict.WORSE):
         return Verdict.ERROR
     return name if proven else Verdict.UNDECIDED
 

@@ -55,7 +55,7 @@ def reference():
     return build_reference(columns, CONFIG, blocks=np.repeat(np.arange(BLOCKS), ROWS))
 
 
-def _window(seed=9, rows=ROWS):
+def _window(seed=11, rows=ROWS):
     rng = np.random.default_rng(seed)
     late, carrier = rng.random(rows) < 0.2, rng.choice(["AA", "DL", "UA"], rows)
     return {"x": _days(seed, 1, rows=rows), "carrier": carrier, "late": late}
@@ -232,7 +232,7 @@ samples = st.lists(st.integers(-5, 5) | st.floats(-5, 5, width=16), min_size=2, 
 @given(samples, samples)
 def test_the_distances_are_scipys_also_with_ties(first, second):
     a, b = np.sort(np.array(first, float)), np.sort(np.array(second, float))
-    assert two_sample.ks_distance(a, b) == pytest.approx(stats.ks_2samp(a, b).statistic)
+    assert two_sample.ks_distance(a, b) == pytest.approx(stats.ks_2samp(a, b, method="asymp").statistic)
     assert two_sample.wasserstein(a, b) == pytest.approx(stats.wasserstein_distance(a, b), abs=np.ptp(a) / len(b))
 
 

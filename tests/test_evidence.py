@@ -143,6 +143,11 @@ def test_a_loss_that_is_no_number_is_an_error_and_never_a_success(value: float, 
     assert verdicts.reasons == ("1 examples have a loss that is not a finite number: the pair is not comparable",)
 
 
+def test_a_loss_that_is_no_number_does_not_shield_a_version_that_harms() -> None:
+    evidence = fold(days([-0.1] * 9), window_body(9, [0.5, 0.5], [0.5, float("nan")]))
+    assert look(evidence).harm is Verdict.WORSE
+
+
 def test_no_evidence_is_undecided_and_stale() -> None:
     verdicts = look(Evidence())
     assert (verdicts.promote, verdicts.harm, verdicts.fresh) == (Verdict.UNDECIDED, Verdict.UNDECIDED, False)

@@ -173,7 +173,7 @@ def drifted_classes(seed, n=4000, classes=24, width=64, rank=8):
     draw = np.random.default_rng(seed)
     means, drift = draw.normal(size=(2, classes, width))
     labels = draw.integers(classes, size=2 * n)
-    old, new = np.split(means[labels] + draw.normal(size=(2 * n, width)), 2)
+    old, new = np.split(means[labels] + 1.5 * draw.normal(size=(2 * n, width)), 2)
     new += 0.7 * drift[labels[n:]]
     one_hot = np.eye(classes)[labels]
     W0 = np.linalg.lstsq(old, one_hot[:n], rcond=None)[0].T

@@ -37,7 +37,7 @@ def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
         for candidate, stable in board.pairs()
     }  # fmt: skip
     body = sums.entry(window, workspace.clock(window), pairs, _served(window, workspace), joined.get("coverage"))
-    body |= {"examples": table.num_rows, "losses": _shown(workspace, columns, board.head)}
+    body |= {"examples": table.num_rows, "stable": board.stable, "losses": _shown(workspace, columns, board.head)}
     return workspace.history.once("evidence.scored", body, actor=workspace.actor, at=workspace.now()).body
 
 

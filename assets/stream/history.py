@@ -51,6 +51,10 @@ class History:
         """The newest entry of this kind, as of the last refresh."""
         return self._fold(kind).state.get((kind, ""))
 
+    def windows(self, kind: str) -> list[str]:
+        """Windows that have an entry of this kind, oldest first, as of the last refresh."""
+        return sorted(window for found, window in self._fold(kind).state if found == kind and window)
+
     def ended(self) -> datetime | None:
         """The moment every record of the stream is older than, once its end was journalled."""
         entry = self.last(ENDED)

@@ -108,6 +108,10 @@ class Replayer:
         """Ids of the published events that were scheduled in [start, end)."""
         return frozenset(self._ids[self._rows(start, end)].tolist())
 
+    def documents(self, start: datetime, end: datetime) -> list[bytes]:
+        """The published events that were scheduled in [start, end), as their JSON: what a client would ask about."""
+        return self._events_json[self._rows(start, end)]
+
     def labelled_events(self, start: datetime, end: datetime) -> frozenset[str]:
         """Ids of the events scheduled in [start, end) whose label has been published as well: what the examples of a
         window must be, with `start` and `end` one label horizon before the window's."""

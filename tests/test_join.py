@@ -1,0 +1,375 @@
+"""The join: each labelled event is an example of exactly one window, whatever comes twice, late or out of order."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from assets.stream import seen
+from assets.stream.clock import NotDue
+from assets.stream.decode import SchemaRefused
+from assets.stream.embedded import EmbeddedLog
+from assets.stream.join import Examples, find_examples, read_examples
+from assets.stream.log import Outgoing
+from assets.stream.seal import SealDiffers, read_sealed
+from assets.stream.store import StoreDamaged
+from tests.windows import NOW, START, Stream, at, event, label, new_topics
+
+
+@pytest.fixture
+def stream(tmp_path):
+    """Hourly windows; an event is mature two hours after it arrived."""
+    log = EmbeddedLog(tmp_path / "log.db")
+    yield Stream(log, new_topics(log), tmp_path / "a")
+    log.close()
+
+
+def names(stream, number):
+    return read_examples(stream.root, stream.join(number))["event_id"].to_pylist()
+
+
+def run(stream, hours):
+    """Cut, seal and join the first windows of a stream that has ended; what each join found."""
+    stream.end(60 * hours)
+    return [stream.run(number)[2] for number in range(hours)]
+
+
+def test_an_event_is_an_example_of_the_window_in_which_its_label_is_mature(stream):
+    stream.publish(event("a", 0), event("b", 59.999), event("c", 60), label("a", 30), label("b", 70), label("c", 61))
+    found = run(stream, 5)
+    assert [names(stream, number) for number in range(5)] == [[], [], ["a", "b"], ["c"], []]
+    assert [joined.events_matured for joined in found] == [0, 0, 2, 1, 0]
+    assert found[2].arrived == (START, START + timedelta(hours=1))
+    assert found[2].coverage == 1.0
+    assert found[0].coverage is None
+
+
+def test_an_example_has_the_columns_of_event_and_label_and_its_times(stream):
+    stream.publish(event("a", 10, x=7), label("a", 25, y=4))
+    table = read_examples(stream.root, run(stream, 3)[2])
+    row = table.to_pylist()[0]
+    assert (row["event_id"], row["x"], row["near"], row["y"]) == ("a", 7.0, [1.0, 2.5, -3.0], 4)
+    assert [int(row[name].timestamp() * 1000) for name in ("_arrived", "_matured", "_label_at")] == [
+        at(10),
+        at(130),
+        at(25),
+    ]
+    assert row["_label_absent"] is False
+    assert not any(field.nullable for field in table.schema)
+
+
+def test_examples_are_ordered_by_arrival_and_name(stream):
+    for name, minutes in (("z", 5), ("b", 9), ("a", 9), ("c", 1)):
+        stream.publish(event(name, minutes), label(name, 30))
+    run(stream, 3)
+    assert names(stream, 2) == ["c", "z", "a", "b"]
+
+
+def test_the_first_label_by_time_counts_and_the_others_are_counted(stream):
+    stream.publish(event("a", 0), label("a", 30, y=2, partition=1), label("a", 20, y=1, partition=0))
+    stream.publish(label("a", 30, y=3, partition=0))
+    found = run(stream, 3)
+    assert read_examples(stream.root, found[2])["y"].to_pylist() == [1]
+    assert (found[2].duplicate_labels, found[2].examples) == (2, 1)
+
+
+def test_a_label_at_the_horizon_counts_and_one_a_millisecond_later_is_late(stream):
+    late = replace(label("b", 120), timestamp=at(120) + 1)
+    stream.publish(event("a", 0), event("b", 0), label("a", 120), late)
+    found = run(stream, 4)
+    assert names(stream, 2) == ["a"]
+    assert (found[2].unlabelled, found[2].late_labels, found[3].late_labels) == (1, 1, 0)
+
+
+def test_a_label_that_comes_windows_after_its_event_matured_is_late_and_never_used(stream):
+    stream.publish(event("a", 0), event("b", 0), label("b", 10), label("a", 400), label("b", 400))
+    found = run(stream, 9)
+    assert [joined.late_labels for joined in found] == [0] * 6 + [2, 0, 0]
+    assert [joined.examples for joined in found] == [0, 0, 1] + [0] * 6
+    assert sum(joined.labels_without_event for joined in found) == 0
+
+
+def test_a_label_may_overtake_its_event_by_the_horizon_at_most(stream):
+    stream.publish(label("a", 0), label("b", 0), event("a", 120), event("b", 121))
+    found = run(stream, 6)
+    assert names(stream, 4) == ["a"]
+    assert [joined.labels_without_event for joined in found] == [0, 0, 0, 0, 0, 0]
+    assert found[4].unlabelled == 1
+
+
+def test_a_label_without_an_event_is_counted_once_when_its_time_is_up(stream):
+    stream.publish(event("a", 0), label("a", 1), label("nobody", 30))
+    found = run(stream, 5)
+    assert [joined.labels_without_event for joined in found] == [0, 0, 1, 0, 0]
+    assert [joined.labels for joined in found] == [2, 0, 0, 0, 0]
+
+
+def test_the_first_event_of_a_name_counts_and_the_others_are_counted(stream):
+    stream.publish(event("a", 10, x=2), event("a", 5, x=1), event("a", 70, x=3), label("a", 20))
+    found = run(stream, 4)
+    assert read_examples(stream.root, found[2])["x"].to_pylist() == [1.0]
+    assert [joined.duplicate_events for joined in found] == [0, 0, 1, 1]
+
+
+def test_a_copy_that_matures_before_the_first_one_does_not_come_in_between(stream):
+    """Sealed later, but with an older time stamp: by time it would be the first, and the event would be learnt twice."""
+    stream.publish(event("a", 50, 0), event("b", 61, 0), event("a", 1, 0), label("a", 55))
+    found = run(stream, 4)
+    assert [joined.examples for joined in found] == [0, 0, 1, 0]
+    assert read_examples(stream.root, found[2])["_arrived"].cast(pa.int64()).to_pylist() == [at(50)]
+
+
+def test_an_event_sent_again_long_after_is_known(stream):
+    stream.publish(event("a", 0), label("a", 1), event("a", 600), label("a", 601))
+    found = run(stream, 13)
+    assert sum(joined.examples for joined in found) == 1
+    assert found[12].duplicate_events == 1
+    assert found[10].late_labels == 1
+
+
+def test_an_event_that_is_sealed_after_its_maturity_belongs_to_the_window_it_was_sealed_in(stream):
+    stream.publish(event("a", 1, 0), event("b", 250, 0), event("late", 2, 0), label("late", 3), label("a", 3))
+    found = run(stream, 7)
+    assert names(stream, 2) == ["a"]
+    assert names(stream, 4) == ["late"]
+    low, high = found[4].arrived
+    assert int(low.timestamp() * 1000) == at(2)
+    assert high == START + timedelta(hours=3)
+
+
+def test_without_a_label_an_event_is_counted_and_with_negative_if_absent_it_is_an_example(stream, tmp_path):
+    stream.publish(event("a", 0), event("b", 1), label("a", 30, y=9))
+    assert run(stream, 3)[2].unlabelled == 1
+    other = Stream(stream.log, stream.topics, tmp_path / "b")
+    other.end(180)
+    for number in range(3):
+        other.cut(number), other.seal(number)
+        found = other.join(number, negative_if_absent=True)
+    rows = read_examples(other.root, found).to_pylist()
+    assert [(row["event_id"], row["y"], row["_label_at"] is None, row["_label_absent"]) for row in rows] == [
+        ("a", 9, False, False),
+        ("b", None, True, True),
+    ]
+    assert (found.examples, found.events_matured, found.unlabelled, found.coverage) == (2, 2, 0, 0.5)
+
+
+def test_the_lag_of_labels_is_shown(stream):
+    for number in range(1, 101):
+        stream.publish(event(f"{number}", 0), label(f"{number}", number))
+    assert run(stream, 3)[2].lag_seconds == {"p50": 50 * 60, "p90": 90 * 60, "p99": 99 * 60}
+
+
+def test_a_join_waits_for_every_seal_and_for_the_join_before(stream):
+    stream.publish(event("a", 0), label("a", 30))
+    stream.end(180)
+    for number in range(3):
+        stream.cut(number)
+    stream.seal(0), stream.seal(2)
+    stream.join(0)
+    with pytest.raises(NotDue, match="wait for window 2024-01-01T01:00Z to be sealed"):
+        stream.join(2)
+    stream.seal(1)
+    with pytest.raises(NotDue, match="wait for those of window 2024-01-01T01:00Z"):
+        stream.join(2)
+    stream.join(1)
+    assert stream.join(2).examples == 1
+
+
+def test_a_joined_window_is_checked_and_returned_and_a_lost_file_restored(stream):
+    stream.publish(event("a", 0), label("a", 30), event("b", 70), label("b", 80))
+    found = run(stream, 4)
+    before = stream.hashes()
+    assert stream.join(2) == found[2] == Examples.of(found[2].body()) == find_examples(stream.history, found[2].window)
+    for path in found[2].files():
+        (stream.root / path).unlink()
+        assert stream.join(2) == found[2]
+    assert stream.hashes() == before
+    (stream.root / found[2].path).write_bytes(b"?")
+    with pytest.raises(StoreDamaged):
+        read_examples(stream.root, found[2])
+
+
+def test_another_horizon_does_not_change_what_was_joined(stream):
+    stream.publish(event("a", 0), label("a", 30))
+    found = run(stream, 3)
+    (stream.root / found[2].path).unlink()
+    stream.horizon = timedelta(hours=3)
+    with pytest.raises(SealDiffers, match="label_horizon"):
+        stream.join(2)
+
+
+def test_schemas_that_do_not_go_together_are_refused(stream, monkeypatch):
+    import tests.windows
+
+    both = pa.schema([*tests.windows.LABEL, pa.field("x", pa.float64())])
+    monkeypatch.setattr(tests.windows, "LABEL", both)
+    stream.end(60)
+    stream.cut(0), stream.seal(0)
+    with pytest.raises(SchemaRefused, match="'x' is in the event and in the label schema"):
+        stream.join(0)
+
+
+def test_the_ids_of_any_number_of_windows_lie_in_few_files_that_tile_them():
+    for number in range(1, 600):
+        spans = [(n - (n & -n), n) for n in seen.covering(number)]
+        assert len(spans) <= math.log2(number) + 1
+        assert sorted(k for low, high in spans for k in range(low + 1, high + 1)) == list(range(1, number + 1))
+        own = [(n - (n & -n), n) for n in seen.parts(number)]
+        inside = sorted(k for low, high in own for k in range(low + 1, high + 1))
+        assert inside == list(range(number - (number & -number) + 1, number))
+
+
+def test_a_file_of_ids_that_is_gone_stops_the_join(stream):
+    stream.publish(event("a", 0), label("a", 30), event("b", 70), label("b", 80))
+    stream.end(240)
+    for number in range(4):
+        stream.cut(number), stream.seal(number)
+    for number in range(3):
+        stream.join(number)
+    (stream.root / find_examples(stream.history, stream.window(2)).seen_path).unlink()
+    with pytest.raises(StoreDamaged, match="learnt from twice"):
+        stream.join(3)
+
+
+# -- against a naive reference ------------------------------------------------------------------------------------------
+
+
+def random_stream(stream, rng, minutes):
+    """Publish in bursts while windows are being cut: duplicates, late and early labels, out of order, orphans."""
+    records = []
+    for n in range(rng.randint(20, 70)):
+        arrived = rng.uniform(0, minutes)
+        for _ in range(1 + (rng.random() < 0.25)):
+            records.append((arrived + rng.choice([0, 0, rng.uniform(0, 40)]), event(f"e{n}", arrived, x=rng.random())))
+            arrived += rng.choice([0, rng.uniform(-50, 200)])
+        for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
+            came = arrived + rng.choice([rng.uniform(0, 100), rng.uniform(-60, 300)])
+            records.append((came + rng.choice([0, 0, rng.uniform(0, 90)]), label(f"e{n}", max(0, came), y=n)))
+        if rng.random() < 0.1:
+            records.append((arrived, label(f"orphan{n}", max(0, arrived))))
+    records = [(sent, replace(record, timestamp=max(at(0), record.timestamp))) for sent, record in records]
+    return [record for _, record in sorted(records, key=lambda pair: pair[0])]
+
+
+def cut_while_it_comes(stream, rng, records, windows):
+    """Cut as soon as a window is due, so that what comes out of order is in a later window than its time says."""
+    done = 0
+    while records:
+        burst = rng.randint(1, 12)
+        stream.publish(*records[:burst])
+        del records[:burst]
+        try:
+            while done < windows:
+                stream.cut(done)
+                done += 1
+        except NotDue:
+            continue
+    stream.end(windows * stream.policy.every / timedelta(minutes=1))
+    for number in range(windows):
+        stream.cut(number), stream.seal(number)
+
+
+def read_all(stream, topic, windows):
+    """(window, record) of everything in the log, by the offset ranges of the cuts."""
+    found = []
+    for number in range(windows):
+        for part, (start, end) in stream.cut(number).topics[topic].partitions.items():
+            found += [(number, record) for batch in stream.log.read(topic, part, start, end) for record in batch]
+    return found
+
+
+def naive(stream, windows):
+    """{event_id: (window, arrival, label's value)} and the counts, record by record, over the whole stream at once."""
+    import json
+
+    every, horizon = stream.policy.every // timedelta(milliseconds=1), stream.horizon // timedelta(milliseconds=1)
+    events, labels = ({} for _ in range(2))
+    for topic, into in ((stream.topics.events, events), (stream.topics.labels, labels)):
+        for window, record in read_all(stream, topic, windows):
+            into.setdefault(record.key.decode(), []).append((window, record.timestamp, record.partition, record.offset, record))
+    examples, counts = {}, Counter()
+    for name, copies in events.items():
+        sealed, arrived, *_ = min(copies, key=lambda copy: copy[:4])
+        window = max(sealed, (arrived + horizon - at(0)) // every)
+        counts["matured"] += 1
+        counts["duplicate_events"] += len(copies) - 1
+        timely = [each for each in labels.get(name, []) if each[0] <= window and abs(each[1] - arrived) <= horizon]
+        counts["late"] += sum(each[0] > window or each[1] > arrived + horizon for each in labels.get(name, []))
+        if timely:
+            counts["duplicate_labels"] += len(timely) - 1
+            first = min(timely, key=lambda each: each[1:4])
+            examples[name] = (window, arrived, json.loads(first[4].value)["y"])
+    return examples, counts
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_streams_give_what_a_naive_reference_gives_none_lost_none_doubled(tmp_path, seed):
+    rng = Random(seed)
+    log = EmbeddedLog(tmp_path / "log.db")
+    stream = Stream(log, new_topics(log, partitions=rng.randint(1, 3)), tmp_path / "a")
+    every = rng.choice([20, 30, 60, 180, 480])
+    stream.policy = replace(stream.policy, every=timedelta(minutes=every), grace=timedelta(minutes=rng.choice([0, 10])))
+    stream.horizon = timedelta(minutes=rng.choice([1, 45, 120, 121]))
+    windows = math.ceil((720 + 600) / every)
+    cut_while_it_comes(stream, rng, random_stream(stream, rng, 600), windows)
+    joined = [stream.join(number) for number in range(windows)]
+    found = [
+        (row["event_id"], (number, int(row["_arrived"].timestamp() * 1000), row["y"]))
+        for number, each in enumerate(joined)
+        for row in read_examples(stream.root, each).to_pylist()
+    ]
+    examples, counts = naive(stream, windows)
+    assert len(found) == len(dict(found)), "an event is in two windows"
+    assert dict(found) == examples
+    assert sum(each.events_matured for each in joined) == counts["matured"]
+    assert sum(each.duplicate_events for each in joined) == counts["duplicate_events"]
+    assert sum(each.duplicate_labels for each in joined) == counts["duplicate_labels"]
+    assert sum(each.late_labels for each in joined) == counts["late"]
+    rows = sum(read_sealed(stream.root, stream.seal(n), stream.topics.events).num_rows for n in range(windows))
+    assert rows == counts["matured"] + counts["duplicate_events"]
+    log.close()
+
+
+def test_the_random_streams_contain_what_they_are_meant_to_test(tmp_path):
+    """Else the test above could not fail: there must be late events, late labels and copies across windows."""
+    seen_cases = Counter()
+    for seed in range(6):
+        rng = Random(seed)
+        log = EmbeddedLog(tmp_path / f"{seed}.db")
+        stream = Stream(log, new_topics(log), tmp_path / f"{seed}")
+        cut_while_it_comes(stream, rng, random_stream(stream, rng, 600), 22)
+        windows = {}
+        for window, record in read_all(stream, stream.topics.events, 22):
+            seen_cases["sealed late"] += window > (record.timestamp - at(0)) // 3_600_000
+            seen_cases["sealed after maturity"] += window > (record.timestamp + 7_200_000 - at(0)) // 3_600_000
+            seen_cases["copy in another window"] += windows.setdefault(record.key, window) != window
+        examples, counts = naive(stream, 22)
+        seen_cases.update(counts)
+        seen_cases["labelled"] += len(examples)
+        log.close()
+    assert min(seen_cases.values()) > 3, seen_cases
+
+
+def test_a_window_of_a_thousand_events_is_joined_without_a_loop_over_rows(stream):
+    """2,000 records an hour for three hours; the limit is ten times what it takes, and a tenth of a loop in Python."""
+    import time
+
+    values = [Outgoing(None, event(f"e{n}", 0).value, at(n * 0.03)) for n in range(6000)]
+    stream.log.append(stream.topics.events, values)
+    stream.log.append(stream.topics.labels, [replace(label(f"e{n}", n * 0.03 + 20), key=None) for n in range(6000)])
+    stream.end(240)
+    for number in range(4):
+        stream.cut(number), stream.seal(number)
+    stream.join(0), stream.join(1)
+    began = time.process_time()
+    assert stream.join(2).examples == 2000
+    assert time.process_time() - began < 0.5
+    assert np.isclose(stream.join(3).lag_seconds["p50"], 1200)
+    assert datetime.now(UTC) > NOW
