@@ -66,14 +66,23 @@ def _history(workspace: Workspace) -> dict[str, np.ndarray]:
 def _reference(workspace: Workspace, columns: dict[str, np.ndarray]) -> str:
     """Store the drift reference of the monitored columns; blocks are as long as a window, so that days vary as days."""
     watched = monitored(workspace.task)
-    blocks = None
-    if "_arrived" in columns:
-        blocks = np.asarray(columns["_arrived"]).astype("int64") // int(workspace.policies.window.every.total_seconds() * 1000)
-    reference = build_reference({name: columns[name] for name in watched}, workspace.policies.drift, blocks=blocks)
+    reference = build_reference(
+        {name: columns[name] for name in watched}, workspace.policies.drift, blocks=_blocks(workspace, columns)
+    )
     path = f"{workspace.task.name}/bases/reference.npz"
     (workspace.store / path).parent.mkdir(parents=True, exist_ok=True)
     reference.save(workspace.store / path)
     return path
+
+
+def _blocks(workspace: Workspace, columns: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The window each row of the history would have been in, by the task's `event_time` column; None without one."""
+    name = getattr(workspace.task, "event_time", None)
+    if name is None:
+        return None
+    texts = [text.removesuffix("Z") for text in columns[name].tolist()]
+    seconds = np.array(texts, "datetime64[s]").astype(np.int64) - int(workspace.policies.window.start.timestamp())
+    return np.asarray(seconds // int(workspace.policies.window.every.total_seconds()))
 
 
 def monitored(task: Any) -> tuple[str, ...]:

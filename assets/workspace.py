@@ -17,6 +17,7 @@ from assets.lineage import Lineage, fold_lineage
 from assets.stream.clock import WindowPolicy, window_bounds
 from assets.stream.cut import Topics
 from assets.stream.history import History
+from assets.stream.join import find_examples, read_examples
 from assets.stream.log import EventLog
 from assets.update_due import UpdatePolicy
 from models import release_board
@@ -31,6 +32,8 @@ from security.journal import Draft, Entry, Journal, Projection
 from security.privacy import PrivacyPolicy
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from models.predictor import Predictor
     from models.task import Task
     from monitoring.tracking import Tracker
@@ -163,6 +166,13 @@ class Workspace:
             return None
         body = self.lineage().versions[version]
         return read_vault(self.store / body["vault"], body["vault_sha256"])
+
+    def examples(self, window: str) -> pa.Table:
+        """The window's examples, checked against the journalled hash. LookupError before they are joined."""
+        found = find_examples(self.history.refresh(), window)
+        if found is None:
+            raise LookupError(f"window {window} has no examples yet: run the step `examples` first")
+        return read_examples(self.store, found)
 
     def body(self, kind: str, window: str) -> Mapping[str, Any] | None:
         """What the journal says of `kind` for `window`; None when the step has not run."""

@@ -37,6 +37,7 @@ class Draft:
     def __init__(self, board: Board, now: datetime) -> None:
         self.board = board
         self.now = now
+        self.epoch = board.epoch
         self.decisions: list[Decision] = []
 
     def add(self, *decisions: Decision) -> None:
@@ -189,9 +190,10 @@ def _advance_all(draft: Draft, judge: _Judge, policy: RolloutPolicy) -> None:
 
 def _advance_one(draft: Draft, rollout: Rollout, judge: _Judge, policy: RolloutPolicy) -> None:
     free = draft.board.canary is None
-    after, decisions = advance(
-        rollout, judge(rollout.version), policy, draft.now, canary_free=free, epoch=draft.board.epoch
-    )
+    verdicts = judge(rollout.version)
+    if draft.board.epoch != draft.epoch:  # what replicas acknowledged is the routing before this moment's
+        verdicts = replace(verdicts, acknowledged=False)
+    after, decisions = advance(rollout, verdicts, policy, draft.now, canary_free=free, epoch=draft.board.epoch)
     draft.add(*decisions)
     if condemned(rollout, after):
         withdraw_family(draft, after)

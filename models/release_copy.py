@@ -1,4 +1,4 @@
-"""The release copy of an adapter: the clean weights with a watermark in them, checked to answer like the clean ones.
+"""The release copy of an adapter: the clean weights with a watermark, checked to answer like the clean ones.
 
 Stamping is post-processing of released weights: it reads no record, so the privacy charge stays what it is. Training goes
 on from the clean adapter, never from this copy.
@@ -19,6 +19,9 @@ from models.task import Columns, Task
 from security import watermark
 
 LEAST_AGREEMENT = 0.99  # below, the stamp would be felt by users
+# The strongest stamp that is not felt. At .30 one flight adapter in five agrees with its clean copy on 98.9 % of answers
+# only, those close to one half; the self-test reads any of these strengths alike, attacks leave less of a weaker one.
+STRENGTHS = (0.30, 0.20, 0.15, 0.10)
 
 
 class StampRefused(Exception):
@@ -27,11 +30,13 @@ class StampRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseCopy:
-    """`agreement`: share of public inputs on which both give the same decision (None without public inputs)."""
+    """`agreement`: share of public inputs on which both give the same decision (None without public inputs); `eta`:
+    size of the stamp relative to the adapter's carrier."""
 
     tensors: dict[str, np.ndarray]
     stamp: watermark.Stamp
     agreement: float | None
+    eta: float
 
 
 def release_copy(
@@ -44,22 +49,27 @@ def release_copy(
     claim: Mapping[str, str],
     public: Columns | None,
 ) -> ReleaseCopy:
-    """Stamp the low-rank layers under a key of this claim. Raises watermark.WatermarkFailed and StampRefused."""
+    """Stamp the low-rank layers under a key of this claim, at the first strength that public inputs do not feel.
+
+    Only public inputs choose the strength, so it costs no privacy. Raises watermark.WatermarkFailed and StampRefused.
+    """
     module = bases.build(task, base)
     lora.attach(module, config, lora.first_draw(base))
     lora.load(module, tensors)
-    stamp = watermark.stamp(lora.layers(module), secret=secret, claim=claim)
-    stamped = lora.with_b(tensors, stamp.B)
-    agreement = None
-    if public is not None:
-        clean, copy = (Predictor(task, base, which, config).answers(public) for which in (tensors, stamped))
-        agreement = float(np.mean(_decisions(clean) == _decisions(copy)))
-        if agreement < LEAST_AGREEMENT:
-            raise StampRefused(
-                f"the stamped copy agrees with the clean adapter on {agreement:.2%} of {len(clean)} public inputs, "
-                f"least {LEAST_AGREEMENT:.0%}: nothing released; a larger adapter rank gives the stamp more room"
-            )
-    return ReleaseCopy(stamped, stamp, agreement)
+    layers = lora.layers(module)
+    clean = None if public is None else _decisions(Predictor(task, base, tensors, config).answers(public))
+    agreement: float | None = None
+    for eta in STRENGTHS:
+        stamp = watermark.stamp(layers, secret=secret, claim=claim, eta=eta)
+        stamped = lora.with_b(tensors, stamp.B)
+        if clean is not None and public is not None:
+            agreement = float(np.mean(clean == _decisions(Predictor(task, base, stamped, config).answers(public))))
+        if agreement is None or agreement >= LEAST_AGREEMENT:
+            return ReleaseCopy(stamped, stamp, agreement, eta)
+    raise StampRefused(
+        f"stamped copies agree with the clean adapter on at most {agreement:.2%} of public inputs, least "
+        f"{LEAST_AGREEMENT:.0%}, even at strength {STRENGTHS[-1]}: nothing released; a larger adapter rank gives the stamp room"
+    )
 
 
 def _decisions(answers: np.ndarray) -> np.ndarray:

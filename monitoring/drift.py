@@ -54,6 +54,7 @@ __all__ = [
     "build_reference",
     "calibrate",
     "decide",
+    "reason",
     "test_window",
 ]
 
@@ -178,16 +179,30 @@ test_window.__test__ = False  # type: ignore[attr-defined]  # its name is the do
 
 
 def decide(bodies: Sequence[Mapping[str, Any]]) -> bool:
-    """Alarm? `bodies` are the `drift.tested` entries of consecutive windows (`DriftResult.body`), the newest last.
+    """Alarm? See `reason`."""
+    return bool(reason(bodies))
 
-    Yes when two of the last three windows were DRIFT, or when one feature drifted in all three: a shift of few features
-    that stays is drift, a storm that moves many for a day is weather. A window without a result (TOO_FEW, ERROR) is no
-    evidence of rest and none of drift.
+
+def reason(bodies: Sequence[Mapping[str, Any]]) -> str:
+    """Why to alarm, in one sentence; "" for no alarm. `bodies` are the `drift.tested` entries of consecutive windows
+    (`DriftResult.body`), the newest last.
+
+    Two of the last three windows were DRIFT, or one feature drifted in all three: a shift of few features that stays is
+    drift, a storm that moves many for a day is weather. A window without a result (TOO_FEW, ERROR) is no evidence of
+    rest and none of drift.
     """
     last = bodies[-WINDOWS:]
-    if sum(body["state"] == "DRIFT" for body in last) >= NEEDED:
-        return True
-    return len(last) == WINDOWS and bool(set.intersection(*(set(body["drifted"]) for body in last)))
+    hits = [body for body in last if body["state"] == "DRIFT"]
+    if len(hits) >= NEEDED:
+        newest = hits[-1]
+        return (
+            f"{len(hits)} of the last {len(last)} windows drifted, the newest with share {newest['share']:.3f} > "
+            f"{newest['threshold']:.3f}, most in {', '.join(newest['drifted'][:3])}"
+        )
+    lasting = [name for name in last[-1]["drifted"] if all(name in body["drifted"] for body in last)] if last else []
+    if len(last) == WINDOWS and lasting:
+        return f"{', '.join(lasting[:3])} drifted in each of the last {WINDOWS} windows"
+    return ""
 
 
 def _prepared(

@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from assets.stream.cut import WindowPolicy
+from assets.stream.clock import WindowPolicy
 from assets.update_due import UpdatePolicy
 from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
 from models.release_policy import RolloutPolicy

@@ -1,7 +1,8 @@
-"""A small real world for gateway tests: keys, a journal, a store with a base and signed versions, a log, and clients."""
+"""A small real world for gateway tests: keys, a journal, a store with a base and signed versions, a log, clients."""
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,12 @@ from models import lora
 from models.base import build, digest, train_base
 from models.config import AdapterConfig
 from models.task import Task, check
+from models.version import write_version
 from pipelines.gateway.server import Gateway, GatewayConfig
 from security.journal import Draft, Journal
 from security.keys import make_keys, private_key
+from security.manifest import digest as manifest_digest
+from security.replicas import Replicas
 from security.tokens import issue
 from tests.tasks import TwoBlobs, columns
 
@@ -40,12 +44,13 @@ def wait_until(true: Callable[[], Any], seconds: float = 5.0) -> float:
 
 @dataclass
 class World:
-    """Everything a gateway needs, in one folder. The journal lies in a folder of its own so that it can be taken away."""
+    """Everything a gateway needs, in one folder. The journal has a folder of its own so that it can be taken away."""
 
     folder: Path
     base: bytes
     task: Task = field(default_factory=lambda: check(TwoBlobs(), "tests.tasks:TwoBlobs"))
     running: list[Gateway] = field(default_factory=list)
+    children: list[subprocess.Popen[str]] = field(default_factory=list)
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -58,7 +63,7 @@ class World:
         (self.store / path).parent.mkdir(parents=True)
         (self.store / path).write_bytes(self.base)
         self.base_version = f"base-{digest(self.base)[:8]}"
-        body = {"version": self.base_version, "digest": digest(self.base), "path": path, "max_grad_norm": 1.0, "rows": 1}
+        body = {"version": self.base_version, "digest": digest(self.base), "path": path, "max_grad_norm": 1.0}
         self.note("lineage", "base.registered", body)
 
     def note(self, stream: str, kind: str, body: dict[str, Any]) -> None:
@@ -66,15 +71,11 @@ class World:
 
     def version(self, number: int) -> str:
         """Write, sign and register a version whose adapter is drawn by its number."""
-        from models.version import write_version
-        from security.manifest import digest as manifest_digest
-
         module, config = build(self.task, self.base), AdapterConfig(r=2)
         lora.attach(module, config, lora.first_draw(self.base))
         draw = np.random.default_rng(number)
-        tensors = {
-            name: (value + draw.normal(0, 0.3, value.shape)).astype(value.dtype) for name, value in lora.extract(module).items()
-        }
+        adapter = lora.extract(module)
+        tensors = {name: (a + draw.normal(0, 0.1, a.shape)).astype(a.dtype) for name, a in adapter.items()}
         written = write_version(
             self.store / self.task.name / "versions",
             number=number,
@@ -89,8 +90,14 @@ class World:
         )
         found = manifest_digest((written.path / "manifest.json").read_bytes())
         path = str(written.path.relative_to(self.store))
-        self.note("lineage", "version.registered", {"version": written.id, "path": path, "manifest_digest": found})
+        body = {"version": written.id, "path": path, "manifest_digest": found}
+        self.note("lineage", "version.registered", body)
         return written.id
+
+    def acknowledged(self, gateway: Gateway) -> int | None:
+        """The epoch this replica said it serves."""
+        live = Replicas(self.journal.engine).live(self.task.name, datetime.now(UTC))
+        return {replica.replica: replica.epoch for replica in live}.get(gateway.config.replica)
 
     def folder_of(self, version: str) -> Path:
         return self.store / self.task.name / "versions" / version
@@ -98,7 +105,7 @@ class World:
     def route(self, stable: str, canary: str | None = None, weight: float = 0.0, salt: str = "r1") -> int:
         """Decide the next routing epoch."""
         self.epoch += 1
-        body = {"epoch": self.epoch, "stable": stable, "canary": canary, "weight": weight, "salt": salt, "rollout": None}
+        body = {"epoch": self.epoch, "stable": stable, "canary": canary, "weight": weight, "salt": salt}
         self.note("routing", "routing.set", body)
         return self.epoch
 
@@ -149,6 +156,9 @@ class World:
     def close(self) -> None:
         for gateway in self.running:
             gateway.stop()
+        for child in self.children:  # a test that failed half-way must not leave its gateway running
+            child.kill()
+            child.communicate()
         self.journal.close()
         self.log.close()
 

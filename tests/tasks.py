@@ -22,7 +22,7 @@ class TwoBlobs:
 
     name = "blobs"
     subject = None
-    event = pa.schema([("event_id", pa.string()), *((name, pa.float64()) for name in FEATURES)])
+    event = pa.schema([("event_id", pa.string()), *(pa.field(name, pa.float64(), nullable=False) for name in FEATURES)])
     label = pa.schema([("event_id", pa.string()), ("y", pa.int64())])
     label_horizon = timedelta(hours=1)
 

@@ -1,7 +1,8 @@
-"""What the gateway does when the journal, the log or the store is away, or an artefact was changed: it goes on serving."""
+"""What the gateway does when journal, log or store are away, or an artefact was changed: it goes on serving."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -23,6 +25,34 @@ from tests.gateways import EVENT, World, blobs_base, wait_until, world
 
 __all__ = ["blobs_base", "world"]
 REPOSITORY = Path(__file__).parents[1]
+
+
+SETTINGS = """
+task = "tests.tasks:TwoBlobs"
+[journal]
+url = "sqlite:///journal/journal.db"
+[store]
+url = "store"
+[keys]
+directory = "keys"
+[stream]
+bootstrap_servers = "embedded"
+"""
+
+
+def headgate(world: World, *words: str) -> subprocess.Popen[str]:
+    """The real command in the world's folder."""
+    (world.folder / "headgate.toml").write_text(SETTINGS)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from pipelines.cli import main; main()", *words],
+        cwd=world.folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    world.children.append(process)
+    return process
 
 
 def ask(client, unit="u"):
@@ -51,12 +81,12 @@ def test_without_the_journal_serving_goes_on_and_the_canary_gets_nothing_at_leas
 def test_a_locked_journal_is_an_unreachable_one_and_serving_goes_on(world):
     stable = world.version(1)
     world.route(stable)
-    made, client = world.gateway(lease_seconds=0.3)
-    world.journal.close()
+    made, client = world.gateway(lease_seconds=0.9, poll_seconds=0.3)
     path = str(world.folder / "journal" / "journal.db")
 
     def locked():
         world.journal.close()
+        gc.collect()  # a connection in use at that moment goes back to a pool nobody closes any more
         holder = sqlite3.connect(path, timeout=0.01, isolation_level=None)
         holder.execute("PRAGMA locking_mode=EXCLUSIVE")
         try:
@@ -70,7 +100,7 @@ def test_a_locked_journal_is_an_unreachable_one_and_serving_goes_on(world):
     wait_until(lambda: holders.append(locked()) or holders[-1])
     wait_until(lambda: "locked" in made.follower.health(time.monotonic()).fault)
     assert [ask(client).status_code for _ in range(20)] == [200] * 20
-    assert not client.get("/v1/versions").json()["leased"]
+    wait_until(lambda: not client.get("/v1/versions").json()["leased"])
     holders[-1].close()
     wait_until(lambda: client.get("/v1/versions").json()["leased"])
 
@@ -91,13 +121,14 @@ def test_a_changed_version_is_refused_the_old_one_serves_and_one_alarm_is_raised
     (alarm,) = all_alarms(world.journal, world.task.name)
     assert (alarm.kind, alarm.severity) == ("security", "critical") and bad in alarm.message
     assert client.get("/v1/versions").json()["refused"].keys() == {bad}
-    assert acknowledged(world, made) == 1
+    assert "headgate_refused_versions_total 1.0" in client.get("/metrics").text
+    assert world.acknowledged(made) == 1
     tensors.write_bytes(kept)
     wait_until(lambda: ask(client).json()["version"] == bad)
-    wait_until(lambda: acknowledged(world, made) == 2)
+    wait_until(lambda: world.acknowledged(made) == 2)
 
 
-@pytest.mark.parametrize("fault", ["unsigned", "unregistered", "another folder", "a link"])
+@pytest.mark.parametrize("fault", ["unsigned", "unregistered", "registered otherwise", "another folder", "a link"])
 def test_versions_nobody_vouches_for_are_refused(world, fault):
     good, bad = world.version(1), world.version(2)
     if fault == "unsigned":
@@ -108,10 +139,13 @@ def test_versions_nobody_vouches_for_are_refused(world, fault):
     elif fault == "a link":
         world.folder_of(bad).rename(world.folder / "elsewhere")
         world.folder_of(bad).symlink_to(world.folder / "elsewhere")
+    elif fault == "registered otherwise":
+        path = str(world.folder_of(bad).relative_to(world.store))
+        world.note("lineage", "version.registered", {"version": bad, "path": path, "manifest_digest": "0" * 64})
     else:
         bad = "v000009-00000000"
     world.route(good)
-    made, client = world.gateway()
+    _, client = world.gateway()
     world.route(bad)
     wait_until(lambda: all_alarms(world.journal, world.task.name))
     assert ask(client).json()["version"] == good
@@ -120,7 +154,7 @@ def test_versions_nobody_vouches_for_are_refused(world, fault):
 def test_a_withdrawn_canary_gets_nothing_even_when_its_successor_cannot_be_served(world):
     stable, canary, bad = world.version(1), world.version(2), world.version(3)
     world.route(stable, canary, 1.0)
-    made, client = world.gateway()
+    _, client = world.gateway()
     assert ask(client).json()["version"] == canary
     (world.folder_of(bad) / "manifest.dsse").write_text("{}")
     world.route(stable, bad, 0.01)
@@ -131,7 +165,7 @@ def test_a_store_that_is_away_is_no_attack_and_is_tried_again(world, monkeypatch
     monkeypatch.setattr(follow, "RETRY_SECONDS", 0.1)
     first, second = world.version(1), world.version(2)
     world.route(first)
-    made, client = world.gateway()
+    _, client = world.gateway()
     world.folder_of(second).rename(world.folder / "away")
     world.route(second)
     wait_until(lambda: client.get("/v1/versions").json()["refused"])
@@ -191,48 +225,45 @@ def test_what_waited_is_written_when_the_log_is_back_each_row_at_least_once(worl
     assert {row["prediction_id"] for row in world.recorded()} == set(asked)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_the_recorder_and_ends_with_exit_code_0(world: World, number):
+def test_sigterm_drains_the_recorder_and_ends_with_exit_code_0(world: World):
     world.route(world.version(1))
-    (world.folder / "headgate.toml").write_text(
-        f'task = "tests.tasks:TwoBlobs"\n[journal]\nurl = "{world.journal_url}"\n[stream]\nbootstrap_servers = "embedded"\n'
-        '[store]\nurl = "store"\n[keys]\ndirectory = "keys"\n'
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from pipelines.cli import main; main()", "gateway", "--port", "0", "--json"],
-        cwd=world.folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = headgate(world, "gateway", "--port", "0", "--json")
     assert process.stdout
     url = json.loads(process.stdout.readline())["url"]
     with httpx.Client(base_url=url, headers={"authorization": f"Bearer {world.token()}"}) as client:
-        asked = [ask(client).json()["prediction_id"] for _ in range(200)]
-    process.send_signal(number)
+        wait_until(lambda: client.get("/readyz").status_code == 200, seconds=20)
+        asked = [ask(client).json()["prediction_id"] for _ in range(100)]
+        path = world.folder / "var" / "broker" / "embedded.db"
+        wait_until(path.exists)
+        with closing(sqlite3.connect(path, timeout=5.0, isolation_level=None)) as holder:
+            wait_until(lambda: holder.execute("SELECT COUNT(*) FROM topics").fetchone()[0])
+            holder.execute("BEGIN IMMEDIATE")  # the log takes nothing while the gateway is told to end
+            asked += [ask(client).json()["prediction_id"] for _ in range(100)]
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1.0)
+            holder.execute("ROLLBACK")
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
-    world.log = EmbeddedLog(world.folder / "var" / "broker" / "embedded.db")
+    world.log = EmbeddedLog(path)
     assert {row["prediction_id"] for row in world.recorded()} == set(asked)
 
 
 def test_a_port_in_use_ends_the_command_with_one_sentence(world: World):
     _, client = world.gateway()
     port = httpx.URL(client.base_url).port
-    (world.folder / "headgate.toml").write_text('task = "tests.tasks:TwoBlobs"\n[stream]\nbootstrap_servers = "embedded"\n'
-                                                '[keys]\ndirectory = "keys"\n')
-    done = subprocess.run(
-        [sys.executable, "-c", "from pipelines.cli import main; main()", "gateway", "--port", str(port)],
-        cwd=world.folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith(f"Error: port {port} on 127.0.0.1 is in use")
+    process = headgate(world, "gateway", "--port", str(port))
+    answer, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and answer == ""
+    assert errors.splitlines()[-1].startswith(f"Error: port {port} on 127.0.0.1 is in use")
 
 
-def acknowledged(world: World, made) -> int:
-    raise NotImplementedError
+def test_a_token_issued_by_the_command_is_accepted_until_the_command_revokes_it(world: World):
+    _, client = world.gateway()
+    answer, errors = headgate(world, "token", "issue", "--subject", "acme", "--json").communicate(timeout=60)
+    issued = json.loads(answer)
+    client.headers["authorization"] = f"Bearer {issued['token']}"
+    assert ask(client).status_code == 200, errors
+    assert client.get("/v1/versions").status_code == 403
+    answer, errors = headgate(world, "token", "revoke", issued["jti"]).communicate(timeout=60)
+    assert answer == f"revoked {issued['jti']}\n", errors
+    wait_until(lambda: ask(client).status_code == 401, seconds=1.0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import time
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from random import Random
 
 import numpy as np
@@ -18,9 +21,9 @@ from assets.stream.decode import SchemaRefused
 from assets.stream.embedded import EmbeddedLog
 from assets.stream.join import Examples, find_examples, read_examples
 from assets.stream.log import Outgoing
-from assets.stream.seal import SealDiffers, read_sealed
+from assets.stream.seal import SealDiffers, find_sealed
 from assets.stream.store import StoreDamaged
-from tests.windows import NOW, START, Stream, at, event, label, new_topics
+from tests.windows import START, Stream, at, event, label, new_topics
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def test_the_first_event_of_a_name_counts_and_the_others_are_counted(stream):
 
 
 def test_a_copy_that_matures_before_the_first_one_does_not_come_in_between(stream):
-    """Sealed later, but with an older time stamp: by time it would be the first, and the event would be learnt twice."""
+    """Sealed later, but with an older time stamp: if it counted as the first, the event would be learnt twice."""
     stream.publish(event("a", 50, 0), event("b", 61, 0), event("a", 1, 0), label("a", 55))
     found = run(stream, 4)
     assert [joined.examples for joined in found] == [0, 0, 1, 0]
@@ -238,16 +241,23 @@ def test_a_file_of_ids_that_is_gone_stops_the_join(stream):
         stream.join(3)
 
 
-# -- against a naive reference ------------------------------------------------------------------------------------------
+# -- against a naive reference ----------------------------------------------------------------------------------------
 
 
-def random_stream(stream, rng, minutes):
+@pytest.fixture
+def unsafe(monkeypatch):
+    """Flushing to the disk is most of the time of a test that writes hundreds of small files."""
+    monkeypatch.setattr(os, "fsync", lambda _handle: None)
+
+
+def random_stream(rng, minutes):
     """Publish in bursts while windows are being cut: duplicates, late and early labels, out of order, orphans."""
     records = []
     for n in range(rng.randint(20, 70)):
         arrived = rng.uniform(0, minutes)
         for _ in range(1 + (rng.random() < 0.25)):
-            records.append((arrived + rng.choice([0, 0, rng.uniform(0, 40)]), event(f"e{n}", arrived, x=rng.random())))
+            delay = rng.choice([0, 0, rng.uniform(0, 40), rng.uniform(0, 300)])
+            records.append((arrived + delay, event(f"e{n}", arrived, x=rng.random())))
             arrived += rng.choice([0, rng.uniform(-50, 200)])
         for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
             came = arrived + rng.choice([rng.uniform(0, 100), rng.uniform(-60, 300)])
@@ -287,13 +297,12 @@ def read_all(stream, topic, windows):
 
 def naive(stream, windows):
     """{event_id: (window, arrival, label's value)} and the counts, record by record, over the whole stream at once."""
-    import json
-
     every, horizon = stream.policy.every // timedelta(milliseconds=1), stream.horizon // timedelta(milliseconds=1)
     events, labels = ({} for _ in range(2))
     for topic, into in ((stream.topics.events, events), (stream.topics.labels, labels)):
         for window, record in read_all(stream, topic, windows):
-            into.setdefault(record.key.decode(), []).append((window, record.timestamp, record.partition, record.offset, record))
+            order = (window, record.timestamp, record.partition, record.offset)
+            into.setdefault(record.key.decode(), []).append((*order, record))
     examples, counts = {}, Counter()
     for name, copies in events.items():
         sealed, arrived, *_ = min(copies, key=lambda copy: copy[:4])
@@ -309,16 +318,16 @@ def naive(stream, windows):
     return examples, counts
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_random_streams_give_what_a_naive_reference_gives_none_lost_none_doubled(tmp_path, seed):
+@pytest.mark.parametrize("seed", range(12))
+def test_random_streams_give_what_a_naive_reference_gives_none_lost_none_doubled(tmp_path, unsafe, seed):
     rng = Random(seed)
     log = EmbeddedLog(tmp_path / "log.db")
-    stream = Stream(log, new_topics(log, partitions=rng.randint(1, 3)), tmp_path / "a")
-    every = rng.choice([20, 30, 60, 180, 480])
+    stream = Stream(log, new_topics(log, partitions=rng.randint(1, 2)), tmp_path / "a")
+    every = rng.choice([30, 60, 120, 180, 240, 360])
     stream.policy = replace(stream.policy, every=timedelta(minutes=every), grace=timedelta(minutes=rng.choice([0, 10])))
     stream.horizon = timedelta(minutes=rng.choice([1, 45, 120, 121]))
-    windows = math.ceil((720 + 600) / every)
-    cut_while_it_comes(stream, rng, random_stream(stream, rng, 600), windows)
+    windows = 840 // every + 1
+    cut_while_it_comes(stream, rng, random_stream(rng, 300), windows)
     joined = [stream.join(number) for number in range(windows)]
     found = [
         (row["event_id"], (number, int(row["_arrived"].timestamp() * 1000), row["y"]))
@@ -332,35 +341,34 @@ def test_random_streams_give_what_a_naive_reference_gives_none_lost_none_doubled
     assert sum(each.duplicate_events for each in joined) == counts["duplicate_events"]
     assert sum(each.duplicate_labels for each in joined) == counts["duplicate_labels"]
     assert sum(each.late_labels for each in joined) == counts["late"]
-    rows = sum(read_sealed(stream.root, stream.seal(n), stream.topics.events).num_rows for n in range(windows))
+    sealed = [find_sealed(stream.history, stream.window(number)) for number in range(windows)]
+    rows = sum(each.rows[stream.topics.events] for each in sealed)
     assert rows == counts["matured"] + counts["duplicate_events"]
     log.close()
 
 
-def test_the_random_streams_contain_what_they_are_meant_to_test(tmp_path):
+def test_the_random_streams_contain_what_they_are_meant_to_test(tmp_path, unsafe):
     """Else the test above could not fail: there must be late events, late labels and copies across windows."""
     seen_cases = Counter()
-    for seed in range(6):
+    for seed in range(4):
         rng = Random(seed)
         log = EmbeddedLog(tmp_path / f"{seed}.db")
         stream = Stream(log, new_topics(log), tmp_path / f"{seed}")
-        cut_while_it_comes(stream, rng, random_stream(stream, rng, 600), 22)
+        cut_while_it_comes(stream, rng, random_stream(rng, 300), 15)
         windows = {}
-        for window, record in read_all(stream, stream.topics.events, 22):
+        for window, record in read_all(stream, stream.topics.events, 15):
             seen_cases["sealed late"] += window > (record.timestamp - at(0)) // 3_600_000
             seen_cases["sealed after maturity"] += window > (record.timestamp + 7_200_000 - at(0)) // 3_600_000
             seen_cases["copy in another window"] += windows.setdefault(record.key, window) != window
-        examples, counts = naive(stream, 22)
+        examples, counts = naive(stream, 15)
         seen_cases.update(counts)
         seen_cases["labelled"] += len(examples)
         log.close()
     assert min(seen_cases.values()) > 3, seen_cases
 
 
-def test_a_window_of_a_thousand_events_is_joined_without_a_loop_over_rows(stream):
-    """2,000 records an hour for three hours; the limit is ten times what it takes, and a tenth of a loop in Python."""
-    import time
-
+def test_a_window_of_two_thousand_events_is_joined_in_a_blink(stream):
+    """2,000 events an hour for three hours; 0.5 CPU s are ten times what it takes on an idle machine."""
     values = [Outgoing(None, event(f"e{n}", 0).value, at(n * 0.03)) for n in range(6000)]
     stream.log.append(stream.topics.events, values)
     stream.log.append(stream.topics.labels, [replace(label(f"e{n}", n * 0.03 + 20), key=None) for n in range(6000)])
@@ -372,4 +380,3 @@ def test_a_window_of_a_thousand_events_is_joined_without_a_loop_over_rows(stream
     assert stream.join(2).examples == 2000
     assert time.process_time() - began < 0.5
     assert np.isclose(stream.join(3).lag_seconds["p50"], 1200)
-    assert datetime.now(UTC) > NOW

@@ -81,6 +81,12 @@ def test_the_guardrail_expects_at_most_one_up_to_the_tolerated_risk(n: int, weig
     assert expected <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("weight", [0.01, 0.1, 0.5, 0.9])
+def test_the_guardrail_expects_exactly_one_at_the_tolerated_risk(weight: float) -> None:
+    chance = 1.2 * weight / (1.2 * weight + 1 - weight)
+    assert chance * attribute(1, 0, weight).e_value + (1 - chance) * attribute(0, 1, weight).e_value == pytest.approx(1)
+
+
 def test_errors_in_proportion_to_the_weight_prove_nothing() -> None:
     assert attribute(10, 90, 0.1).e_value < 1
 

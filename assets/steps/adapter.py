@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from assets.lineage import Lineage
-from assets.steps import examples
 from assets.stream.clock import next_window, window_bounds, windows_between
 from assets.stream.columns import columns_of, concatenated
 from assets.stream.cut import find_cut
@@ -83,7 +82,7 @@ def _update(window: str, workspace: Workspace, lineage: Lineage, due: Due) -> Ma
     except BudgetExhausted as error:
         _alarm(workspace, "budget", window, str(error))
         return _skip(window, workspace, str(error))
-    parts = [columns_of(examples.read(covered, workspace)) for covered in due.windows]
+    parts = [columns_of(workspace.examples(covered)) for covered in due.windows]
     policies = workspace.policies
     config = UpdateConfig(policies.adapter, policies.training, policies.guard, update_number=number - 1)
     try:

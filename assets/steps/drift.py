@@ -1,7 +1,7 @@
 """Step `drift`: test the window's events against the reference, keep both detectors' figures, raise the alarm.
 
-The decision is ours (two of the last three windows); Evidently's column tests are kept beside it and decide nothing. Its
-HTML report is written when the alarm is raised. An alarm never touches the stable version or, under privacy, a schedule.
+The decision is ours (`monitoring.drift.decide`); Evidently's column tests are kept beside it and decide nothing. Its HTML
+report is written when an alarm opens. An alarm never touches the stable version or, under privacy, a schedule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from assets.stream.columns import columns_of
 from assets.stream.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
 from monitoring import drift as tests
-from monitoring.alarms import raise_alarm
+from monitoring.alarms import is_open, raise_alarm
 from monitoring.reference import Reference
 
 KIND = "drift.tested"
@@ -32,8 +32,9 @@ def drift(window: str, workspace: Workspace) -> Mapping[str, Any]:
     columns = _columns(window, workspace)
     result = tests.test_window(reference, columns, workspace.policies.drift)
     found = result.body()
-    alarm = tests.decide([*_before(window, workspace), found])
-    body = found | {"window": window, "alarm": alarm, "evidently": None, "files": []}
+    recent = [*_before(window, workspace), found]
+    alarm, reason = tests.decide(recent), tests.reason(recent)
+    body = found | {"window": window, "alarm": alarm, "reason": reason, "evidently": None, "files": []}
     folder = f"{workspace.task.name}/drift/{window.replace(':', '')}"
     _keep(workspace, body, f"{folder}.json", json.dumps(result.details(), indent=1).encode())
     if workspace.reports and result.rows >= workspace.policies.drift.min_rows:
@@ -74,7 +75,7 @@ def _evidently(
         found = drift_report.column_tests(reference.sample, columns, reference.kinds)
         body["evidently"] = {"drifted": found.drifted, "tested": found.tested}
         _keep(workspace, body, f"{folder}.evidently.json", found.text.encode())
-        if body["alarm"]:
+        if body["alarm"] and not is_open(workspace.journal, workspace.task.name, "drift"):  # a page costs 3 CPU s
             page = drift_report.html_report(reference.sample, columns, reference.kinds)
             _keep(workspace, body, f"{folder}.html", page)
     except Exception as error:  # noqa: BLE001 - a report that fails must not cost the window; it is said in the entry
@@ -89,6 +90,7 @@ def _keep(workspace: Workspace, body: dict[str, Any], path: str, payload: bytes)
 def _alarm(workspace: Workspace, window: str, body: Mapping[str, Any]) -> None:
     if body["state"] == "ERROR" or body["alarm"]:
         raise_alarm(
-            workspace.journal, workspace.task.name, kind="drift", window=window, message=body["message"],
+            workspace.journal, workspace.task.name, kind="drift", window=window,
+            message=body["reason"] if body["alarm"] else body["message"],
             figure=body["share"], limit=body["threshold"], at=workspace.now(), actor=workspace.actor,
         )  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from assets.steps import examples
 from assets.stream.columns import columns_of
 from assets.stream.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
@@ -24,7 +23,7 @@ def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
     if known is not None:
         return known
     board = workspace.board()
-    table = examples.read(window, workspace)
+    table = workspace.examples(window)
     columns = columns_of(table)
     joined = workspace.body("examples.joined", window) or {}
     losses = _losses(workspace, columns, [version for pair in board.pairs() for version in pair])

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from assets.stream.join import join
 from assets.workspace import Workspace
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def examples(window: str, workspace: Workspace) -> Mapping[str, Any]:
     """Join; the body of `examples.joined`. Raises NotDue while a topic is not sealed through the window."""
-    from assets.stream.join import join
-
     task = workspace.task
     return join(
         workspace.history,
@@ -27,13 +23,3 @@ def examples(window: str, workspace: Workspace) -> Mapping[str, Any]:
         now=workspace.now(),
         actor=workspace.actor,
     ).body()
-
-
-def read(window: str, workspace: Workspace) -> pa.Table:
-    """The window's examples, checked against the journalled hash. LookupError before they are joined."""
-    from assets.stream.join import find_examples, read_examples
-
-    found = find_examples(workspace.history.refresh(), window)
-    if found is None:
-        raise LookupError(f"window {window} has no examples yet: run the step `examples` first")
-    return read_examples(workspace.store, found)

@@ -13,7 +13,7 @@ from typing import Any
 from assets.workspace import Workspace
 from models import release
 from models.release_board import Board
-from models.release_policy import Verdicts
+from models.release_policy import RolloutPolicy, Verdict, Verdicts
 from models.rollout import Decision
 from models.rollout_state import State
 from models.version import VersionRefused
@@ -84,13 +84,23 @@ def _alarm(workspace: Workspace, decisions: list[Decision], window: str) -> None
     """A version that was proven worse is told to people; its descendants are part of the same story."""
     for decision in decisions:
         body = decision.body
-        if decision.kind == "rollout.advanced" and body["to"] in (State.REJECTED, State.ROLLING_BACK):
-            figures = body["figures"]
-            raise_alarm(
-                workspace.journal, workspace.task.name, kind="quality_drop", window=window or body["version"],
-                message=f"{body['version']} was stopped: {body['reason']}", figure=figures["harm_e"],
-                limit=workspace.policies.rollout.harm_threshold, at=workspace.now(), actor=workspace.actor,
-            )  # fmt: skip
+        if body.get("to") not in (State.REJECTED, State.ROLLING_BACK) or body["after"]["outcome"] == State.EXPIRED:
+            continue
+        kind, figure, limit = _conviction(body["figures"], workspace.policies.rollout)
+        raise_alarm(
+            workspace.journal, workspace.task.name, kind=kind, window=window or body["version"],
+            message=f"{body['version']} was stopped: {body['reason']}", figure=figure, limit=limit, at=workspace.now(),
+            actor=workspace.actor,
+        )  # fmt: skip
+
+
+def _conviction(figures: Mapping[str, Any], policy: RolloutPolicy) -> tuple[str, float, float]:
+    """The kind of alarm, the figure and its limit behind a stop: proven harm, errors or slow answers."""
+    if figures["errors"] == Verdict.WORSE:
+        return "error_rate", figures["errors_e"], policy.guard_threshold
+    if figures["slow"] == Verdict.WORSE:
+        return "latency", figures["slow_e"], policy.guard_threshold
+    return "quality_drop", figures["harm_e"], policy.harm_threshold
 
 
 def sentence(decision: Decision) -> str:

@@ -18,43 +18,53 @@ from assets.stream.cut import find_cut
 from assets.workspace import Workspace
 from models import release
 from models.rollout import Decision, Stream
+from monitoring.alarms import raise_alarm
+from monitoring.quality import binary_metrics
 from security.journal import stamp
 from security.keys import private_key, secret
+from security.manifest import digest, encode
 
 if TYPE_CHECKING:
     from models.release_copy import ReleaseCopy
 
 SCHEME = "dual-stamp/1"
 PUBLIC_INPUTS = 2000
+REFUSED = "version.refused"
 
 
 def version(window: str, workspace: Workspace) -> Mapping[str, Any]:
-    """The body of `version.registered`, or {"window", "reason"} when no update was trained in this window."""
+    """The body of `version.registered`, or {"window", "reason"} when this window's update makes no version."""
     lineage = workspace.lineage()
     known = lineage.of_window(window, "versions")
     if known is None:
         update = lineage.of_window(window)
         if update is None or update["kind"] != "update.trained":
             return {"window": window, "reason": "no new version: no update was trained in this window"}
-        known = _register(window, workspace, lineage, update)
+        known = workspace.body(REFUSED, window) or _register(window, workspace, lineage, update)
+    if "version" not in known:
+        return known
     _start(window, workspace)
     _track(workspace, known)
     return known
 
 
 def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mapping[str, Any]) -> Mapping[str, Any]:
-    from models.release_copy import release_copy
+    from models.release_copy import StampRefused, release_copy
     from models.vault import read_vault
     from models.version import write_version
+    from security.watermark import WatermarkFailed
 
     task, now, base = workspace.task, workspace.now(), lineage.registered_base()
     clean = read_vault(workspace.store / update["vault"], update["vault_sha256"])
     claim = {"model": task.name, "version": f"v{update['number']:06d}", "recipient": "production", "base": base["digest"]}
     public = getattr(task, "public_inputs", None)
-    copy = release_copy(
-        task, workspace.base, clean, workspace.policies.adapter, secret=secret(workspace.keys, "watermark"), claim=claim,
-        public=public(PUBLIC_INPUTS) if public else None,
-    )  # fmt: skip
+    try:
+        copy = release_copy(
+            task, workspace.base, clean, workspace.policies.adapter, secret=secret(workspace.keys, "watermark"),
+            claim=claim, public=public(PUBLIC_INPUTS) if public else None,
+        )  # fmt: skip
+    except (StampRefused, WatermarkFailed) as error:
+        return _refuse(window, workspace, str(error))
     described = {
         "windows": [_ranges(workspace, covered) for covered in update["windows"]],
         "settings_digest": workspace.settings_digest,
@@ -74,6 +84,7 @@ def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mappi
         "window": window,
         "parent": update["parent"],
         "windows": update["windows"],
+        "manifest_digest": digest(encode(written.manifest)),
         "path": str(written.path.relative_to(workspace.store)),
         "vault": update["vault"],
         "vault_sha256": update["vault_sha256"],
@@ -86,6 +97,16 @@ def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mappi
     }
     _journal(workspace, body)
     return body
+
+
+def _refuse(window: str, workspace: Workspace, reason: str) -> Mapping[str, Any]:
+    """No release copy could be made: the lineage head stays, the update's windows stay charged, and people are told."""
+    raise_alarm(
+        workspace.journal, workspace.task.name, kind="security", window=window, message=reason, figure=None, limit=None,
+        at=workspace.now(), actor=workspace.actor,
+    )  # fmt: skip
+    body = {"window": window, "reason": reason}
+    return workspace.history.once(REFUSED, body, actor=workspace.actor, at=workspace.now()).body
 
 
 def _journal(workspace: Workspace, body: Mapping[str, Any]) -> None:
@@ -115,7 +136,7 @@ def _ranges(workspace: Workspace, window: str) -> dict[str, Any]:
 
 def _watermark(copy: ReleaseCopy, claim: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "scheme": SCHEME, "eta": 0.30, "bits": 64, "claim": dict(claim), "commitment": copy.stamp.commitment,
+        "scheme": SCHEME, "eta": copy.eta, "bits": 64, "claim": dict(claim), "commitment": copy.stamp.commitment,
         "z": copy.stamp.z, "bits_right": copy.stamp.bits_right, "agreement": copy.agreement,
     }  # fmt: skip
 
@@ -150,12 +171,25 @@ def _retention(workspace: Workspace, clean: Mapping[str, np.ndarray]) -> dict[st
     return kept.as_dict()
 
 
+def _public_quality(workspace: Workspace, version: str) -> dict[str, float]:
+    """Accuracy, F1, AUC, log loss and calibration error on the public golden set, for a task with two classes."""
+    golden = getattr(workspace.task, "golden", None)
+    if golden is None:
+        return {}
+    columns = golden()
+    truth, answers = workspace.task.target(columns), workspace.predictor(version).answers(columns)
+    if not (np.isin(truth, (0, 1)).all() and np.issubdtype(answers.dtype, np.floating)):
+        return {}
+    return binary_metrics(truth, answers)
+
+
 def _track(workspace: Workspace, body: Mapping[str, Any]) -> None:
     """Show the update in MLflow, once a version; MLflow away costs nothing but the picture."""
     if workspace.tracker is None:
         return
     report = body["report"]
     metrics = {
+        **_public_quality(workspace, body["version"]),
         "retention": (body["retention"] or {}).get("value"),
         "epsilon": (body["privacy"] or {}).get("epsilon"),
         "gradient_norm": max(report["gradient_norms"], default=None),

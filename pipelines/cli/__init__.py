@@ -73,8 +73,10 @@ def settings_from(ctx: click.Context, **overrides: Any) -> Settings:
 
 def main() -> None:
     """The console script."""
+    sys.path.insert(0, str(Path.cwd()))  # a user's own task is found in the folder the command is typed in
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ def demo(ctx: click.Context, fast: bool, keep: bool, folder: Path, as_json: bool
     from pipelines.demo.run import Demo, clean
     from pipelines.demo.screen import Screen
 
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as errors of our own
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill leaves nothing running either
     clean(folder)
     screen = Screen()

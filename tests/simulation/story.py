@@ -1,4 +1,4 @@
-"""The demo's 84 windows again and again, with fresh privacy noise each time: is the honest version promoted, the bad one stopped?
+"""The demo's 84 windows again and again, with fresh noise each time: is the honest version promoted, the bad one stopped?
 
     python -m tests.simulation.story --runs 20 --folder var/story
 
@@ -67,7 +67,7 @@ def prepare(folder: Path) -> None:
     ended = Draft(f"window/{workspace.task.name}", "stream.ended", {"at": stamp(STORY.end)})
     journal.append(ended, actor="story", at=workspace.now())
     for window in windows(workspace):
-        for name, step in STEPS[:2]:
+        for _, step in STEPS[:2]:
             step(window, workspace)
     journal.close()
     log.close()
