@@ -3,6 +3,8 @@
 Both only ask `due_window` and count attempts in the journal; the windows form a chain, so there is never more than one.
 """
 
+from typing import Any
+
 import dagster as dg
 
 from assets.workspace import Workspace
@@ -32,7 +34,7 @@ def request(workspace: Workspace, instance: dg.DagsterInstance) -> dg.RunRequest
     return dg.RunRequest(run_key=f"{window}#{attempt}", partition_key=window)
 
 
-def drivers(job: dg.JobDefinition | dg.UnresolvedAssetJobDefinition) -> tuple[dg.SensorDefinition, dg.ScheduleDefinition]:
+def drivers(job: Any) -> tuple[dg.SensorDefinition, dg.ScheduleDefinition]:
     """The sensor `next_due_window` and the schedule `hourly`, on the same function; stopped until switched on."""
 
     @dg.sensor(

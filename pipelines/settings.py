@@ -165,7 +165,7 @@ def load_settings(
     Without `file` it is the one `settings_file` finds. Raises SettingsError.
     """
     environ = os.environ if environ is None else environ
-    silence(environ)
+    silence_telemetry(environ)
     path = file or settings_file(environ)
     found = _read_file(path)
     _check_names(found, str(path))
@@ -175,6 +175,11 @@ def load_settings(
     for section, values in (overrides or {}).items():
         found[section] = {**found.get(section, {}), **values} if isinstance(values, Mapping) else values
     return make_settings(found, str(path))
+
+
+def silence_telemetry(environ: MutableMapping[str, str] | None = None) -> None:
+    """Switch off what libraries would send home; MLflow and Dagster look at the environment when they are imported."""
+    silence(os.environ if environ is None else environ)
 
 
 def settings_file(environ: Mapping[str, str] | None = None) -> Path:

@@ -68,7 +68,7 @@ def test_the_next_due_window_is_the_earliest_unfinished_one(world):
 
 @pytest.mark.parametrize("died_after", range(len(STEPS)))
 def test_a_process_that_dies_after_any_step_is_taken_up_by_the_next(tmp_path, died_after):
-    whole, broken = make_world(tmp_path / "a", privacy={"enabled": False}), make_world(tmp_path / "b", privacy={"enabled": False})
+    whole, broken = (make_world(tmp_path / name, privacy={"enabled": False}) for name in "ab")
     for world in (whole, broken):
         world.publish(2)
         run_window(world.window(0), world.workspace)
@@ -129,7 +129,7 @@ def test_a_changed_byte_in_a_version_is_refused_and_reported(world):
     file.write_bytes(damaged)
     from models.version import VersionRefused
 
-    with pytest.raises(VersionRefused, match="adapter.safetensors"):
+    with pytest.raises(VersionRefused, match=r"adapter\.safetensors"):
         world.again().predictor(version["version"])
 
 

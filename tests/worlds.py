@@ -92,6 +92,20 @@ class World:
         return self.workspace
 
 
+def as_toml(found: dict[str, Any]) -> str:
+    """The settings as the file a person would have written."""
+    lines = [f'task = "{found["task"]}"']
+    for name, section in found.items():
+        if isinstance(section, dict):
+            lines.append(f"[{name}]")
+            lines += [f"{key} = {_toml_value(value)}" for key, value in section.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else json.dumps(value)
+
+
 def make_world(folder: Path, **sections: Any) -> World:
     """A world with its base registered; `sections` override settings, e.g. `update={"every": "1d"}`."""
     found = {
@@ -112,7 +126,9 @@ def make_world(folder: Path, **sections: Any) -> World:
         found[name] = {**found.get(name, {}), **section} if isinstance(section, dict) else section
     settings = make_settings(found)
     make_keys(folder / "keys")
-    log, journal = EmbeddedLog(folder / "log.db"), Journal(settings.journal.url)
+    (folder / "headgate.toml").write_text(as_toml(found))
+    (folder / "var" / "broker").mkdir(parents=True)  # where a process started in this folder looks for the log
+    log, journal = EmbeddedLog(folder / "var" / "broker" / "embedded.db"), Journal(settings.journal.url)
     create_topics(settings, log)
     world = World(folder, settings, log, journal, workspace_of(settings, journal, log))
     world.workspace.reports = False

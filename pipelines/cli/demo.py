@@ -25,7 +25,9 @@ def demo(ctx: click.Context, fast: bool, keep: bool, folder: Path, as_json: bool
     """Run it. Exit code 0: nothing lost or doubled and the story happened; 2: the output says what did not."""
     from pipelines.demo.run import Demo, clean
     from pipelines.demo.screen import Screen
+    from pipelines.settings import silence_telemetry
 
+    silence_telemetry()
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as errors of our own
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill leaves nothing running either
     clean(folder)

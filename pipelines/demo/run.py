@@ -104,7 +104,7 @@ class Demo:
             issuer=settings.gateway.issuer, audience=settings.gateway.audience, topic=settings.stream.predictions,
             partitions=settings.stream.partitions, poll_seconds=0.1,
         )  # fmt: skip
-        journal, log = Journal(settings.journal.url), open_log(servers, self.folder / "broker")[0]
+        journal, log = Journal(settings.journal.url, busy_seconds=2.0), open_log(servers, self.folder / "broker")[0]
         parts.callback(journal.close)
         parts.callback(log.close)
         gateway = Gateway(config, FlightDelay(self._cache), journal, workspace.store, workspace.keys, log)
