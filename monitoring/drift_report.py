@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NUMERIC_METHOD, CATEGORICAL_METHOD = "ks", "chisquare"
 FAMILY_ALPHA = 0.05  # divided by the number of columns: at most one quiet window in twenty shows a drifted column
 RARE = "(rare or new)"
+REFERENCE_ROWS = 2000  # of 5,000 kept: the tests see a shift of .15 sd, at 60 % of the time
 C = TypeVar("C", bound=Callable[..., Any])
 
 
@@ -56,26 +57,27 @@ class ColumnTests:
 def column_tests(
     reference: Mapping[str, ArrayLike], columns: Mapping[str, ArrayLike], kinds: Mapping[str, FeatureKind]
 ) -> ColumnTests:
-    """Run the column tests of a window against rows of the reference (at most 5,000 are used).
+    """Run the column tests of a window against rows of the reference (at most 2,000, evenly spaced).
 
-    The light path: one metric without figures, 0.3 CPU seconds for 1,000 x 30, and one a column only where something
-    drifted. Both hold columns of shape (n,) or (n, k) with the same names. Raises DriftError for columns that cannot be
-    compared; what Evidently raises goes through.
+    The light path: a count for each column and no figures, a third of a CPU second for 20 columns. Both hold columns of
+    shape (n,) or (n, k) with the same names. Raises DriftError for columns that cannot be compared; what Evidently
+    raises goes through.
     """
     from evidently import Report
     from evidently.metrics import DriftedColumnsCount
 
-    current, history, names = _datasets(reference, columns, kinds)
+    current, history, names = _datasets({name: _thinned(column) for name, column in reference.items()}, columns, kinds)
     pinned = _pinned(len(names))
-    whole = Report([DriftedColumnsCount(**pinned)], include_tests=False).run(current, history)
-    drifted = int(whole.dict()["metrics"][0]["value"]["count"])
-    found: tuple[str, ...] = ()
-    if drifted:
-        metrics = [DriftedColumnsCount(**pinned), *(DriftedColumnsCount(columns=[name], **pinned) for name in names)]
-        whole = Report(metrics, include_tests=False).run(current, history)
-        values = [metric["value"]["count"] for metric in whole.dict()["metrics"][1:]]
-        found = tuple(name for name, count in zip(names, values, strict=True) if count)
-    return ColumnTests(drifted, len(names), found, pinned["num_threshold"], whole.json())
+    metrics = [DriftedColumnsCount(columns=[name], **pinned) for name in names]
+    found = Report(metrics, include_tests=False).run(current, history)
+    counts = [metric["value"]["count"] for metric in found.dict()["metrics"]]
+    drifted = tuple(name for name, count in zip(names, counts, strict=True) if count)
+    return ColumnTests(len(drifted), len(names), drifted, pinned["num_threshold"], found.json())
+
+
+def _thinned(column: ArrayLike) -> NDArray[Any]:
+    rows = np.asarray(column)
+    return rows[:: -(-len(rows) // REFERENCE_ROWS)] if len(rows) > REFERENCE_ROWS else rows
 
 
 @_quietly

@@ -7,6 +7,7 @@ release rules decide on them.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
 from typing import Any
 
 from models import release
@@ -147,3 +148,26 @@ def full_story(journal: Journal, wall: datetime = WALL) -> Story:
         journal, TASK, kind="gradient_norm", window=None, reason="a broken scale", at=wall, actor="on call"
     )
     return story
+
+
+def text_of(markup: str) -> str:
+    reader = Markup()
+    reader.feed(markup)
+    return " ".join(" ".join(reader.text).split())
+
+
+class Markup(HTMLParser):
+    """Tags, attributes and text as a browser would see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[tuple[str, str]] = set()
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {(tag, name) for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)

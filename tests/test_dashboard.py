@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from models.rollout import write
 from models.rollout_state import State
 from monitoring.alarms import raise_alarm
 from monitoring.dashboard import chart
-from monitoring.dashboard.facts import Facts
+from monitoring.dashboard.facts import NEEDED, Facts
 from monitoring.dashboard.page import Page, page
 from monitoring.dashboard.releases import _share
 from monitoring.dashboard.render import evidence as e_text
@@ -34,7 +33,7 @@ from monitoring.dashboard.timeline import WORDS
 from monitoring.verdict import judge
 from security.journal import Journal, stamp
 from security.replicas import Replica
-from tests.dashboards import BASE, DAY, HOSTILE, POLICY, START, SUBJECT, TASK, WALL, Story, full_story
+from tests.dashboards import BASE, DAY, HOSTILE, POLICY, START, SUBJECT, TASK, WALL, Markup, Story, full_story, text_of
 
 
 @pytest.fixture
@@ -48,29 +47,6 @@ def fold(story: Story, policy: RolloutPolicy = POLICY, after: timedelta = timede
 
 def html(story: Story, **more: Any) -> str:
     return render(fold(story, **more), live=False)
-
-
-def text_of(markup: str) -> str:
-    reader = Markup()
-    reader.feed(markup)
-    return " ".join(" ".join(reader.text).split())
-
-
-class Markup(HTMLParser):
-    """Tags, attributes and text as a browser would see them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[tuple[str, str]] = set()
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {(tag, name) for name, _ in attrs}
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 def test_an_empty_journal_gives_a_page_that_says_so_in_every_section(tmp_path: Path) -> None:
@@ -209,6 +185,16 @@ def test_an_entry_that_cannot_be_read_is_an_alarm_and_hides_nothing_else(story: 
     assert found.strip.body is not None and found.strip.body.word == "ALARM"
     assert "cannot be read and is left out" in found.strip.body.reasons[0][1]
     assert found.intake.body is not None and len(found.intake.body) == 3
+
+
+@pytest.mark.parametrize("stream", ["cut", "window", "lineage", "rollout", "routing", "alarm", "privacy"])
+def test_a_page_never_goes_dark_over_an_empty_body(story: Story, stream: str) -> None:
+    story.days(1)
+    kinds = [*WORDS, *NEEDED, "cut.decided", "evidence.scored", "COMMIT", "RESERVE", "something.new"]
+    for kind in kinds:
+        story.put(stream, kind, {})
+    markup = html(story)
+    assert "ALARM" in markup and len(story.facts().faults) == 1
 
 
 def test_the_timeline_has_words_for_every_decision_newest_first(story: Story) -> None:

@@ -28,6 +28,16 @@ UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, LedgerError)
 BOARD_ROOMS = frozenset({"rollout", "routing", "lineage"})
 # What somebody, or a rule, decided. The steps of a window that decided nothing are not in it.
 SILENT = frozenset({"rollout.stepped", "update.trained"})
+# What the page reads of a body without asking whether it is there; an entry without it is a fault, not a dark page.
+NEEDED = {
+    "window.sealed": ("window", "rows"),
+    "examples.joined": ("window", "duplicate_events", "duplicate_labels"),
+    "drift.tested": ("window", "state", "message", "tested", "drifted", "share", "threshold", "top", "evidently"),
+    "base.registered": ("version",),
+    "update.trained": ("update", "number", "windows"),
+    "update.interrupted": ("update", "number", "windows"),
+    "version.registered": ("version", "number"),
+}
 PRIVACY_DECISIONS = frozenset({"REFUSE", "CRASH"})
 
 
@@ -100,6 +110,9 @@ class Facts:
         if room == "privacy":
             self._fold_privacy(entry)
             return
+        missing = [name for name in NEEDED.get(entry.kind, ()) if name not in entry.body]
+        if missing:
+            raise KeyError(", ".join(missing))
         if room in BOARD_ROOMS:
             self.board = release_board.fold(self.board, entry.kind, entry.body)
         match room:
@@ -109,7 +122,7 @@ class Facts:
                 self._fold_window(entry)
             case "lineage":
                 self._fold_lineage(entry)
-            case "routing":
+            case "routing" if entry.kind == "routing.set":
                 self.routings.append(entry.body)
             case "alarm":
                 self.alarms = alarms.fold(self.alarms, entry)

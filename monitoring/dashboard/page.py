@@ -35,7 +35,6 @@ class Section(Generic[T]):
 
     `body` is None when there is nothing to show; then `empty` says so."""
 
-    anchor: str
     title: str
     body: T | None
     empty: str
@@ -94,52 +93,62 @@ def page(
     `clock` "stream": the task's clock is the end of the newest scored window, `window_start` before the first; "wall":
     it is `now`. `replicas` are the live ones: a raise of the weight waits for them."""
     moment = now if clock == "wall" else facts.evidence.processed or window_start
-    limit = _stale_after(facts, policy)
-    beat = facts.age("window.", "examples.", "evidence.", "update.", "stream.")
-    late = fault is not None or (beat is not None and now - beat > limit)
+    ages = _Ages(facts, now, _stale_after(facts, policy), away=fault is not None)
     acknowledged = all(replica.epoch >= facts.board.epoch for replica in replicas)
     found = releases(facts.board, facts.evidence, policy, moment, acknowledged=acknowledged)
-
-    def section(
-        anchor: str, title: str, body: T | None, empty: str, *kinds: str, own: bool = False, at: datetime | None = None
-    ) -> Section[T]:
-        """`own`: stale by the age of its own entries; else by the newest window's, as no news may be good news."""
-        at = at or facts.age(*kinds)
-        return Section(anchor, title, body, empty, at, late or (own and at is not None and now - at > limit))
-
-    sentence = None if beat is None or now - beat <= limit else (
-        f"no window was processed since {beat:%Y-%m-%d %H:%M} UTC, limit {_words(limit)}: see `headgate status`"
-    )  # fmt: skip
     inbox = Inbox(ordered(facts.alarms), _seen(facts))
     learning = Learning(quality(facts), drift(facts))
+    section, own = ages.section, ages.own_section
     return Page(
         facts.task, now, moment, clock, facts.seq, fault, policy,
-        section("verdict", "Verdict", strip(facts, found, replicas, sentence), "", "routing.", "rollout.", "alarm."),
-        section("release", "Active releases", found or None, "No version is being tested.", "rollout.", "evidence."),
-        section(
-            "alarms", "Alarms", inbox if inbox.waiting or inbox.seen else None, "No alarm was ever raised.", "alarm."
-        ),
-        section(
-            "serving", "Serving by arm", arms(facts) or None, "No recorded prediction has been counted yet.",
-            "evidence.", own=True,
-        ),
-        section(
-            "quality", "Quality and drift", learning if learning.quality or learning.drift else None,
-            "No window has been scored or tested for drift yet.", "evidence.", "drift.", own=True,
-        ),
-        section(
-            "training", "Training", training(facts), "No base is registered and nothing was trained.", "base.",
-            "update.trained", "update.interrupted", "version.",
-        ),
-        section(
-            "intake", "Ingestion", intake(facts) or None, "No window has been sealed yet.", "window.", "examples.",
-            own=True,
-        ),
-        section(
-            "timeline", "Decisions", timeline(facts) or None, "Nothing has been decided yet.",
-            at=facts.decisions[-1][0].at if facts.decisions else None,
-        ),
+        section("Verdict", strip(facts, found, replicas, ages.sentence()), "", "routing.", "rollout.", "alarm."),
+        section("Active releases", found or None, "No version is being tested.", "rollout.", "evidence."),
+        section("Alarms", inbox if inbox.waiting or inbox.seen else None, "No alarm was ever raised.", "alarm."),
+        own("Serving by arm", arms(facts) or None, "No recorded prediction has been counted yet.", "evidence."),
+        own("Quality and drift", learning if learning.quality or learning.drift else None,
+            "No window has been scored or tested for drift yet.", "evidence.", "drift."),
+        section("Training", training(facts), "No base is registered and nothing was trained.", "base.",
+                "update.trained", "update.interrupted", "version."),
+        own("Ingestion", intake(facts) or None, "No window has been sealed yet.", "window.", "examples."),
+        section("Decisions", timeline(facts) or None, "Nothing has been decided yet.",
+                at=facts.decisions[-1][0].at if facts.decisions else None),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Ages:
+    """Which sections are stale. `away`: the journal does not answer, so all of them."""
+
+    facts: Facts
+    now: datetime
+    limit: timedelta
+    away: bool
+
+    @property
+    def beat(self) -> datetime | None:
+        """The newest sign that windows are being processed."""
+        return self.facts.age("window.", "examples.", "evidence.", "update.", "stream.")
+
+    def late(self, at: datetime | None) -> bool:
+        return self.away or (at is not None and self.now - at > self.limit)
+
+    def section(
+        self, title: str, body: T | None, empty: str, *kinds: str, at: datetime | None = None
+    ) -> Section[T]:
+        """Stale when windows stopped coming: its own entries may be old because nothing happened."""
+        return Section(title, body, empty, at or self.facts.age(*kinds), self.late(self.beat))
+
+    def own_section(self, title: str, body: T | None, empty: str, *kinds: str) -> Section[T]:
+        """Stale by its own entries, which every window brings."""
+        at = self.facts.age(*kinds)
+        return Section(title, body, empty, at, self.late(self.beat) or self.late(at))
+
+    def sentence(self) -> str | None:
+        """That windows stopped coming, in words; None when they did not."""
+        beat = self.beat
+        if beat is None or self.now - beat <= self.limit:
+            return None
+        return f"no window was processed since {beat:%Y-%m-%d %H:%M} UTC, limit {_words(self.limit)}: see `headgate status`"
 
 
 def read_page(
