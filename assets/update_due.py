@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from models.duration import spell
+
 
 @dataclass(frozen=True, slots=True)
 class UpdatePolicy:
@@ -21,7 +23,8 @@ class UpdatePolicy:
 
     def __post_init__(self) -> None:
         if self.max_age < self.every:
-            raise ValueError(f"update.max_age {self.max_age} < update.every {self.every}: no update would ever be due in time")
+            found = f"update.max_age {spell(self.max_age)} < update.every {spell(self.every)}"
+            raise ValueError(f"{found}: no update would ever be due in time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def update_due(pending: Sequence[Pending], policy: UpdatePolicy) -> Due:
     age = pending[-1].end - pending[0].start
     covered = tuple(window.window for window in pending)
     if age >= policy.every and examples >= policy.min_examples:
-        return Due(covered, f"due: {examples} examples >= {policy.min_examples}, {age} >= {policy.every}")
+        return Due(covered, f"due: {examples} examples >= {policy.min_examples}, {spell(age)} >= {spell(policy.every)}")
     if age >= policy.max_age:
-        return Due(covered, f"due: {age} >= max_age {policy.max_age}, with {examples} examples")
-    return Due((), f"not due: {examples} of {policy.min_examples} examples, {age} of {policy.every}")
+        return Due(covered, f"due: {spell(age)} >= max_age {spell(policy.max_age)}, with {examples} examples")
+    return Due((), f"not due: {examples} of {policy.min_examples} examples, {spell(age)} of {spell(policy.every)}")

@@ -36,6 +36,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from models.duration import spell
 from models.release_policy import NO_EVIDENCE, RolloutPolicy, Verdict, Verdicts
 from models.rollout_conditions import Condition, conditions, stop_reason
 from models.rollout_state import TRAFFIC, Rollout, State, Taken
@@ -167,11 +168,11 @@ def _go_on(
                 rollout, state=State.BAKING, state_since=now, holds=(), reason="every live replica acknowledged"
             )
         else:
-            return finish(rollout, now, f"baked for {now - rollout.state_since}; {reason}", verdicts, epoch)
+            return finish(rollout, now, f"baked for {spell(now - rollout.state_since)}; {reason}", verdicts, epoch)
         return changed, (_moved(rollout, changed, now, changed.reason, verdicts, "gate"),)
     age = now - rollout.evidence_since
     if rollout.state in (State.SHADOW, State.CANARY) and age >= policy.max_age:
-        reason = f"undecided at {age} >= max_age {policy.max_age}: {unmet[0].text}"
+        reason = f"undecided after {spell(age)} >= max_age {spell(policy.max_age)}: {unmet[0].text}"
         return stop(rollout, now, reason, outcome=State.EXPIRED, verdicts=verdicts, epoch=epoch)
     return _hold(rollout, unmet, now)
 
@@ -202,7 +203,7 @@ def _prepare(
         return changed, (_moved(rollout, changed, now, changed.reason, verdicts, "gate"),)
     if now - rollout.state_since >= policy.max_age:
         return stop(
-            rollout, now, f"not prepared within max_age {policy.max_age}", outcome=State.EXPIRED, verdicts=verdicts
+            rollout, now, f"not prepared within max_age {spell(policy.max_age)}", outcome=State.EXPIRED, verdicts=verdicts
         )
     return rollout, ()
 
@@ -212,7 +213,7 @@ def _settle_rollback(
 ) -> tuple[Rollout, tuple[Decision, ...]]:
     if not verdicts.acknowledged and now - rollout.state_since < policy.lease:
         return rollout, ()
-    how = "every live replica acknowledged weight 0" if verdicts.acknowledged else f"lease of {policy.lease} ran out"
+    how = "every live replica acknowledged weight 0" if verdicts.acknowledged else f"lease of {spell(policy.lease)} ran out"
     changed = replace(rollout, state=rollout.outcome, state_since=now)
     return changed, (_moved(rollout, changed, now, f"{how}; {rollout.reason}", verdicts, "gate"),)
 
@@ -221,7 +222,7 @@ def _end_watch(rollout: Rollout, policy: RolloutPolicy, now: datetime) -> tuple[
     age = now - rollout.evidence_since
     if age < policy.max_age:
         return rollout, ()
-    reason = f"no harm proven within {age} >= max_age {policy.max_age}"
+    reason = f"no harm proven within {spell(age)} >= max_age {spell(policy.max_age)}"
     changed = replace(rollout, watched=False)
     return changed, (write("rollout.watch_ended", changed, now, reason=reason),)
 

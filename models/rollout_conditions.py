@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from models.duration import spell
 from models.release_policy import RolloutPolicy, Verdict, Verdicts
 from models.rollout_state import TRAFFIC, Rollout, State
 
@@ -83,14 +84,14 @@ def _evidence(verdicts: Verdicts, policy: RolloutPolicy) -> Iterator[Condition]:
     yield Condition(
         "mean",
         advantage,
-        f"unclipped mean gain {'unknown' if mean is None else f'{mean:+.4f}'}, needs > {-policy.margin:g}",
+        f"unclipped mean gain {'unknown' if mean is None else f'{mean:+.4f}'}, needs > {0.0 - policy.margin:g}",
     )
 
 
 def _traffic(rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy, now: datetime) -> Iterator[Condition]:
     least = policy.bake if rollout.state is State.BAKING else policy.min_hold
     spent = now - rollout.state_since
-    yield Condition("time", spent >= least, f"{spent} in this step, needs {least}")
+    yield Condition("time", spent >= least, f"{spell(spent)} in this step, needs {spell(least)}")
     if policy.min_requests and spent >= least:
         asked = verdicts.requests >= policy.min_requests and verdicts.canary_requests >= 1
         text = f"{verdicts.requests} requests in this step, {verdicts.canary_requests} of them to the canary"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from datetime import datetime
 from math import isfinite
 
+from models.duration import spell
 from models.release_policy import RolloutPolicy, Verdict, Verdicts
 from models.rollout_state import TRAFFIC, Rollout, State
 from monitoring.evidence import BlockSum, Evidence, milliseconds
@@ -139,8 +140,8 @@ def lint(policy: RolloutPolicy) -> list[str]:
     best, wanted = largest_e(blocks), 10.0 * policy.promote_threshold
     if best < wanted:
         found.append(
-            f"{blocks} blocks of {policy.block} within max_age {policy.max_age} reach evidence {best:.0f} at best, "
-            f"below {wanted:.0f} = 10 x the limit: use shorter blocks or a longer max_age"
+            f"{blocks} blocks of {spell(policy.block)} within max_age {spell(policy.max_age)} reach evidence {best:.0f} "
+            f"at best, below {wanted:.0f} = 10 x the limit: use shorter blocks or a longer max_age"
         )
     if policy.min_blocks > blocks:
         found.append(f"min_blocks {policy.min_blocks} > {blocks} blocks within max_age: no version can be promoted")

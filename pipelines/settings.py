@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from assets.stream.clock import WindowPolicy
 from assets.update_due import UpdatePolicy
 from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
+from models.duration import parse_duration, spell
 from models.release_policy import RolloutPolicy
 from monitoring.drift import DriftConfig
 from monitoring.switches import silence
@@ -35,8 +36,6 @@ ENVIRONMENT = "HEADGATE_"
 CONFIG = "HEADGATE_CONFIG"  # names the settings file where no command line can (Dagster)
 DEFAULT_FILE = "headgate.toml"
 SECRET_FILE_MODES = (0o400, 0o600)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class SettingsError(Exception):
@@ -152,6 +151,16 @@ class Settings:
             shown["alarms"]["webhook"] = "********"
         return shown
 
+    def as_toml(self) -> str:
+        """The effective settings as a file that reads back to them, except for secrets."""
+        lines = []
+        for section, values in self.shown().items():
+            if isinstance(values, dict):
+                lines += ["", f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+            else:
+                lines.append(f"{section} = {json.dumps(values)}")
+        return "\n".join(lines) + "\n"
+
 
 # Values that a file with mode 0400 may hold instead: `url_file = "..."`, or HEADGATE_JOURNAL__URL_FILE.
 SECRETS = {("journal", "url"), ("alarms", "webhook")}
@@ -199,23 +208,6 @@ def make_settings(found: Mapping[str, Any], where: str = "settings") -> Settings
         if first["type"] == "missing":
             raise SettingsError(f"{where}: {place} is missing; add it, `headgate init` writes a whole file") from error
         raise SettingsError(f"{where}: {place} = {first['input']!r}: {first['msg']}") from error
-
-
-def parse_duration(text: str) -> timedelta:
-    """"90s", "60m", "36h", "7d" or a sum such as "1d12h". ValueError otherwise."""
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f'{text!r} is not a duration: write for example "90s", "60m", "36h" or "7d"')
-    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
-
-
-def format_duration(span: timedelta) -> str:
-    """The shortest text that `parse_duration` reads back."""
-    seconds = span.total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds and seconds % size == 0:
-            return f"{int(seconds // size)}{unit}"
-    return f"{seconds:g}s"
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -326,7 +318,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value) if entry.init}
     if isinstance(value, timedelta):
-        return format_duration(value)
+        return spell(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     if isinstance(value, Secret):

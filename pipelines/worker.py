@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from threading import Event
 
@@ -21,7 +22,16 @@ from security.journal import JournalUnreachable
 
 logger = logging.getLogger(__name__)
 POLL = timedelta(seconds=2)
+LONGEST_POLL = timedelta(seconds=30)  # while stream or journal do not answer
 UNREACHABLE_TRIES = 3  # an alarm after this many in a row; one failure is a blip
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How many windows were run, and why the next cannot be run now; "" when none is due."""
+
+    done: int
+    waits: str = ""
 
 
 def work(
@@ -31,54 +41,72 @@ def work(
     until_idle: bool = False,
     on_window: Callable[[WindowResult], None] = lambda result: None,
     on_step: Callable[[str], None] = lambda name: None,
-) -> int:
-    """Run due windows until `stop` is set (or, with `until_idle`, until none is due); how many were run."""
-    done = unreachable = 0
+) -> Shift:
+    """Run due windows until `stop` is set or, with `until_idle`, until there is nothing that can be run now.
+
+    With `until_idle` a stream or journal that does not answer is raised after three tries.
+    """
+    done, unreachable = 0, 0
     while not stop.is_set():
         try:
             window = due_window(workspace)
-            unreachable = 0
+            waits = "" if window is None else _try(window, workspace, on_window, on_step)
         except (StreamUnreachable, JournalUnreachable) as error:
             unreachable += 1
-            _unreachable(workspace, error, unreachable)
-            stop.wait((POLL * min(unreachable, 15)).total_seconds())
+            logger.warning("%s (try %d)", error, unreachable)
+            if unreachable == UNREACHABLE_TRIES:
+                _raise_alarm(workspace, error)
+                if until_idle:
+                    raise
+            stop.wait(min(LONGEST_POLL, POLL * unreachable).total_seconds())
             continue
-        if window is None:
-            if until_idle:
-                break
-            stop.wait(POLL.total_seconds())
-        elif _try(window, workspace, on_window, on_step):
+        if not waits:  # a window that waits for its next attempt says nothing about the stream
+            unreachable = 0
+        if window is not None and not waits:
             done += 1
-        else:
-            stop.wait(POLL.total_seconds())
-    return done
+            continue
+        if until_idle:
+            return Shift(done, waits)
+        stop.wait(POLL.total_seconds())
+    return Shift(done)
 
 
 def _try(
     window: str, workspace: Workspace, on_window: Callable[[WindowResult], None], on_step: Callable[[str], None]
-) -> bool:
+) -> str:
+    """Run the window if its turn has come; why not, or why it failed, else "".
+
+    Raises StreamUnreachable and JournalUnreachable when they did not answer; the attempt counts.
+    """
     task, now = workspace.task.name, workspace.now()
     attempt, reason = next_attempt(attempts_of(workspace.journal, task, window), now, running=False)
-    if not attempt or not begin(workspace.journal, task, window, attempt, at=now, actor=workspace.actor):
-        logger.debug("window %s waits: %s", window, reason)
-        return False
+    if not attempt:
+        return f"window {window} waits: {reason}"
+    if not begin(workspace.journal, task, window, attempt, at=now, actor=workspace.actor):
+        return f"window {window} waits: another driver has just begun it"
     try:
         on_window(run_window(window, workspace, on_step))
+    except (StreamUnreachable, JournalUnreachable):
+        raise
     except NotDue as error:
         logger.info("window %s is not due yet: %s", window, error)
-        return False
-    except Exception:
+        return f"window {window} is not due yet: {error}"
+    except Exception as error:
         logger.exception("window %s failed in attempt %d; it is tried again, and nothing behind it runs first", window, attempt)
-        return False
-    return True
+        return f"window {window} failed in attempt {attempt}: {error}"
+    return ""
 
 
-def _unreachable(workspace: Workspace, error: Exception, tries: int) -> None:
-    logger.warning("%s (try %d)", error, tries)
-    if tries == UNREACHABLE_TRIES and isinstance(error, StreamUnreachable):
+def _raise_alarm(workspace: Workspace, error: Exception) -> None:
+    """Tell people once that the stream is away. When the journal is away too there is no place to write it."""
+    if not isinstance(error, StreamUnreachable):
+        return
+    try:
         now = workspace.now()
         raise_alarm(
             workspace.journal, workspace.task.name, kind="stream_unreachable", window=f"{now:%Y-%m-%dT%H:%MZ}",
-            message=f"{error} ({tries} times in a row)", figure=float(tries), limit=float(UNREACHABLE_TRIES), at=now,
-            actor=workspace.actor,
+            message=f"{error} ({UNREACHABLE_TRIES} times in a row)", figure=float(UNREACHABLE_TRIES),
+            limit=float(UNREACHABLE_TRIES), at=now, actor=workspace.actor,
         )  # fmt: skip
+    except JournalUnreachable as silent:
+        logger.error("the alarm stream_unreachable could not be journalled: %s", silent)

@@ -64,11 +64,6 @@ def test_help_loads_nothing_heavy_and_no_database():
     assert not loaded & {*HEAVY, "sqlalchemy", "pydantic", "pandas", "pyarrow", "dagster"}
 
 
-def test_the_dagster_location_loads_nothing_heavy():
-    loaded = loaded_by("import pipelines.definitions")
-    assert "dagster" in loaded and not loaded & {*HEAVY, "pandas", "scipy", "sklearn"}
-
-
 def test_every_command_of_the_table_exists_and_explains_itself():
     import click
 

@@ -123,7 +123,7 @@ def test_after_an_outage_the_window_is_asked_for_again_under_a_new_key(world, in
     [
         (0, 0, False, 1), (1, 0.5, False, 0), (1, 1, False, 2), (2, 1.5, False, 0), (2, 2, False, 3), (9, 60, False, 10),
         (1, 99, True, 0),
-    ],  # fmt: skip
+    ],
 )
 def test_each_failed_attempt_waits_longer_than_the_one_before(count, minutes_later, running, attempt):
     attempts = Attempts(count, START) if count else Attempts()

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from models.duration import parse_duration, spell
 from pipelines.cli import cli
-from pipelines.settings import SettingsError, format_duration, load_settings, make_settings, parse_duration
+from pipelines.settings import SettingsError, load_settings, make_settings
 
 TEMPLATE = Path(__file__).parents[1] / "pipelines" / "headgate.toml"
 
@@ -95,9 +96,9 @@ def test_the_digest_follows_the_effective_settings(file):
     assert plain.digest() != load_settings(file, {"HEADGATE_UPDATE__EVERY": "2h"}).digest()
 
 
-@pytest.mark.parametrize("text", ["90s", "36h", "7d", "15m", "1.5s"])
+@pytest.mark.parametrize("text", ["1m30s", "36h", "7d", "15m", "1.5s", "1d1h30m"])
 def test_durations_read_back(text):
-    assert format_duration(parse_duration(text)) == text
+    assert spell(parse_duration(text)) == text
 
 
 def test_init_writes_a_file_and_keys_once_and_config_show_reads_them(tmp_path, monkeypatch):
@@ -110,3 +111,10 @@ def test_init_writes_a_file_and_keys_once_and_config_show_reads_them(tmp_path, m
     assert "left as it is" in again.output and "left as they are" in again.output
     shown = CliRunner().invoke(cli, ["config", "show", "--json"])
     assert json.loads(shown.output)["window"]["every"] == "1h"
+
+
+def test_the_effective_settings_are_a_file_that_reads_back_to_them(file, tmp_path):
+    settings = load_settings(file, {"HEADGATE_ROLLOUT__STEPS": '["shadow", 10, 100]'})
+    copy = tmp_path / "copy.toml"
+    copy.write_text(settings.as_toml())
+    assert load_settings(copy, {}) == settings

@@ -89,6 +89,7 @@ def _alarm(workspace: Workspace, decisions: list[Decision], window: str) -> None
         kind, figure, limit = _conviction(body["figures"], workspace.policies.rollout)
         raise_alarm(
             workspace.journal, workspace.task.name, kind=kind, window=window or body["version"],
+            severity="critical" if body["to"] == State.ROLLING_BACK else "warning",  # nobody was served by a shadow
             message=f"{body['version']} was stopped: {body['reason']}", figure=figure, limit=limit, at=workspace.now(),
             actor=workspace.actor,
         )  # fmt: skip

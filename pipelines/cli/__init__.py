@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,12 @@ COMMANDS = {
     "up": ("pipelines.cli.up", "Worker, gateway and dashboard in one go, for one machine."),
     "status": ("pipelines.cli.status", "Where everything stands, in a few lines."),
     "rollout": ("pipelines.cli.rollout", "Watch and steer the release of a version."),
+    "alarm": ("pipelines.cli.alarm", "List and acknowledge alarms."),
     "version": ("pipelines.cli.version", "List and show versions."),
     "privacy": ("pipelines.cli.privacy", "Show what was spent of the privacy budget."),
     "journal": ("pipelines.cli.journal", "Verify and read the journal."),
     "config": ("pipelines.cli.config", "Show the effective settings."),
+    "bench": ("pipelines.cli.bench", "Measure one part against its peer (from a checkout)."),
 }
 
 
@@ -71,11 +74,11 @@ def settings_from(ctx: click.Context, **overrides: Any) -> Settings:
     return load_settings(ctx.find_root().obj, overrides=overrides or None)
 
 
-def main() -> None:
-    """The console script."""
+def main(words: Sequence[str] | None = None) -> None:
+    """The console script; `words` instead of the command line's. Always leaves by SystemExit."""
     sys.path.insert(0, str(Path.cwd()))  # a user's own task is found in the folder the command is typed in
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         sys.exit(130)
@@ -90,6 +93,9 @@ def main() -> None:
 
 
 def _expected(error: Exception) -> bool:
-    """Errors of our own carry value, limit and cure; anything else is a defect and keeps its traceback."""
+    """Errors of our own carry value, limit and cure, and a system's word on a file names it: permission, space, place.
+
+    Anything else is a defect and keeps its traceback.
+    """
     rooms = ("pipelines", "assets", "monitoring", "models", "security")
-    return type(error).__module__.split(".")[0] in rooms
+    return type(error).__module__.split(".")[0] in rooms or (isinstance(error, OSError) and error.filename is not None)

@@ -23,10 +23,4 @@ def show(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**settings.shown(), "digest": settings.digest()}, indent=2))
         return
-    for section, values in settings.shown().items():
-        if isinstance(values, dict):
-            click.echo(f"\n[{section}]")
-            for key, value in values.items():
-                click.echo(f"{key} = {json.dumps(value)}")
-        else:
-            click.echo(f"{section} = {json.dumps(values)}")
+    click.echo(settings.as_toml(), nl=False)

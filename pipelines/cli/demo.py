@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ def demo(ctx: click.Context, fast: bool, keep: bool, folder: Path, as_json: bool
     clean(folder)
     screen = Screen()
     with ExitStack() as parts:
-        found = Demo(folder, fast, screen).play(parts)
+        run = Demo(folder, fast, screen)
+        found = run.play(parts)
         totals(found, as_json)
         if keep:
-            threading.Event().wait()
+            screen.say(f"dashboard: {run.dashboard(parts)}\neverything stays up until Ctrl-C")
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
     ctx.exit(STORY_FAILED if found["faults"] else 0)
 
 

@@ -29,9 +29,10 @@ class NoBroker(Exception):
 @click.command()
 @click.option("--port", type=int, default=None, help="Port instead of [gateway] port; 0 = a free one.")
 @click.option("--lease", type=float, default=None, help="Seconds without the journal until a canary gets nothing.")
+@click.option("--servers", default=None, help="Event log instead of [stream] bootstrap_servers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the address as one JSON object.")
 @click.pass_context
-def gateway(ctx: click.Context, port: int | None, lease: float | None, as_json: bool) -> None:
+def gateway(ctx: click.Context, port: int | None, lease: float | None, servers: str | None, as_json: bool) -> None:
     """Serve predictions until Ctrl-C or SIGTERM; then finish what is in flight and record what waits.
 
     Exit code 0 when every prediction was recorded, 1 when some were lost.
@@ -42,7 +43,7 @@ def gateway(ctx: click.Context, port: int | None, lease: float | None, as_json: 
     from pipelines.gateway.server import Gateway, GatewayConfig
     from security.journal import Journal
 
-    settings = settings_from(ctx)
+    settings = settings_from(ctx, **({"stream": {"bootstrap_servers": servers}} if servers else {}))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its own words for an absent broker, every half second
     own, stream = settings.gateway, settings.stream
@@ -108,7 +109,7 @@ def issue(ctx: click.Context, subject: str, scopes: tuple[str, ...], lifetime: s
     """Print a signed token."""
     from datetime import UTC, datetime
 
-    from pipelines.settings import parse_duration
+    from models.duration import parse_duration
     from security.keys import private_key
     from security.tokens import SCOPES
     from security.tokens import issue as issue_token

@@ -26,16 +26,14 @@ def status(ctx: click.Context, as_json: bool) -> None:
 def collect(ctx: click.Context) -> dict[str, Any]:
     """The figures of the status, by name."""
     from monitoring.alarms import open_alarms
+    from pipelines.cli.privacy import spent
     from pipelines.reading import journal_and_task, read_board, read_lineage
-    from security.privacy import Ledger
 
     settings = settings_from(ctx)
     journal, task = journal_and_task(settings)
     board, lineage = read_board(journal, task), read_lineage(journal, task)
     finished = [entry for entry in journal.read(f"window/{task}") if entry.kind == "window.finished"]
     canary = board.canary
-    ledgers = [name.split("/") for name in journal.streams() if name.startswith("privacy/")]
-    spent = [Ledger(journal, c, t, settings.privacy).epsilon_per_event() for _, c, t in ledgers]
     alarms = open_alarms(journal, task)
     return {
         "task": task,
@@ -45,7 +43,7 @@ def collect(ctx: click.Context) -> dict[str, Any]:
         "versions": len(lineage.versions),
         "windows": len(finished),
         "newest_window": finished[-1].body["window"] if finished else None,
-        "epsilon": max(spent, default=None),
+        "epsilon": spent(journal, settings, lineage),
         "open_alarms": len(alarms),
         "newest_alarm": alarms[0].message if alarms else None,
         "journal_entries": journal.head(),

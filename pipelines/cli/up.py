@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import click
 
 from pipelines.cli import settings_from
 
-PROCESSES = ("worker", "gateway", "dashboard")
 GRACE_SECONDS = 20.0  # the gateway drains its recorder when it is told to stop
 
 
@@ -35,31 +35,38 @@ def up(ctx: click.Context) -> None:
             parts.callback(broker.stop)
         create_topics(settings, log)
         log.close()
-        click.echo(f"event log: {servers}", err=True)
-        running = [_start(name, ctx) for name in PROCESSES]
+        # All parts are told the same log: one that looked for itself could start a second broker when this one is gone.
+        commands = {"worker": ["--servers", servers], "gateway": ["--servers", servers], "dashboard": []}
+        running: dict[str, subprocess.Popen[bytes]] = {}
         parts.callback(_end, running)
-        click.echo(f"dashboard: http://{settings.dashboard.host}:{settings.dashboard.port}", err=True)
+        for name, words in commands.items():
+            running[name] = _start([name, *words], ctx.find_root().obj)
+        click.echo(f"event log: {servers}", err=True)
         click.echo(f"gateway:   http://{settings.gateway.host}:{settings.gateway.port}", err=True)
+        click.echo(f"dashboard: http://{settings.dashboard.host}:{settings.dashboard.port}", err=True)
         while not stop.wait(0.5):
-            ended = [name for name, process in zip(PROCESSES, running, strict=True) if process.poll() is not None]
+            ended = [name for name, process in running.items() if process.poll() is not None]
             if ended:
                 click.echo(f"{', '.join(ended)} ended by itself: stopping the rest", err=True)
                 break
     ctx.exit(0 if stop.is_set() else 1)
 
 
-def _start(name: str, ctx: click.Context) -> subprocess.Popen[bytes]:
-    config = ctx.find_root().obj
+def _start(words: Sequence[str], config: Path | None) -> subprocess.Popen[bytes]:
+    """One part, behind the watcher that ends it when we are gone, kill -9 included."""
+    from pipelines import broker_watch
+
+    watcher = [sys.executable, "-I", "-S", broker_watch.__file__, str(os.getpid())]
     chosen = ["--config", str(config)] if config else []
     # A session of its own: Ctrl-C in the terminal reaches only us, and we end the parts in order.
-    return subprocess.Popen([sys.executable, "-m", "pipelines.cli", *chosen, name], start_new_session=True)
+    return subprocess.Popen([*watcher, sys.executable, "-m", "pipelines.cli", *chosen, *words], start_new_session=True)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
+def _end(running: dict[str, subprocess.Popen[bytes]]) -> None:
+    for process in running.values():
         if process.poll() is None:
             process.terminate()
-    for process in processes:
+    for process in running.values():
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -18,10 +18,16 @@ from pipelines.cli import settings_from
 @click.pass_context
 def run_window(ctx: click.Context, window: str, as_json: bool) -> None:
     """Run every step of WINDOW (its UTC start, e.g. 2026-01-01T08:00Z). What has been done is not done again."""
+    from assets.stream.clock import window_bounds
     from pipelines.opening import opened
     from pipelines.run_window import run_window as run
 
-    with opened(settings_from(ctx), actor="command line") as workspace:
+    settings = settings_from(ctx)
+    try:
+        window_bounds(settings.window, window)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    with opened(settings, actor="command line") as workspace:
         result = run(window, workspace, on_step=lambda name: click.echo(f"{window}  {name}", err=True))
     if as_json:
         click.echo(json.dumps({"window": window, "steps": dict(result.steps), "seconds": dict(result.seconds)}, default=str))
@@ -30,20 +36,25 @@ def run_window(ctx: click.Context, window: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Stop when no window is due.")
+@click.option("--once", is_flag=True, help="Stop when no window is due. Exit code 1 when one is that cannot be run now.")
+@click.option("--servers", default=None, help="Event log instead of [stream] bootstrap_servers.")
 @click.pass_context
-def worker(ctx: click.Context, once: bool) -> None:
+def worker(ctx: click.Context, once: bool, servers: str | None) -> None:
     """Run due windows as they come, in this process, until it is told to stop."""
     from pipelines.opening import opened
     from pipelines.worker import work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as errors of our own
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with opened(settings_from(ctx), actor="worker") as workspace:
-        done = work(workspace, stop, until_idle=once, on_window=lambda r: click.echo(f"{r.window} done", err=True))
-    click.echo(f"{done} windows")
+    settings = settings_from(ctx, **({"stream": {"bootstrap_servers": servers}} if servers else {}))
+    with opened(settings, actor="worker") as workspace:
+        shift = work(workspace, stop, until_idle=once, on_window=lambda r: click.echo(f"{r.window} done", err=True))
+    click.echo(f"{shift.done} windows")
+    if shift.waits:
+        raise click.ClickException(shift.waits)
 
 
 @click.group()

@@ -19,6 +19,7 @@ from typing import Any
 from assets.base import train_and_register
 from assets.stream.clock import window_bounds, window_id
 from assets.workspace import Workspace
+from monitoring.dashboard.server import Dashboard, Subject, export
 from pipelines.broker import LocalBroker, open_log
 from pipelines.demo import audit
 from pipelines.demo.clients import Clients
@@ -57,6 +58,7 @@ class Demo:
             log, broker, servers = self._log(parts)
         settings = demo_settings(self.folder, bootstrap_servers=servers, tracking=not self.fast)
         make_keys(self.folder / "keys")
+        (self.folder / "headgate.toml").write_text(settings.as_toml())
         journal = Journal(settings.journal.url)
         parts.callback(journal.close)
         with self.timed("features"):
@@ -75,7 +77,7 @@ class Demo:
             kind = "Apache Kafka 4.1.1" if broker else "embedded log"
             found = audit.summary(workspace, replayer, clients, retraining, windows, kind, self.seconds)
             found["faults"] = audit.faults(workspace, found)
-        self._write(workspace, found)
+        self._write(settings, workspace, found)
         self.screen.table(workspace, retraining, windows)
         return found
 
@@ -150,8 +152,12 @@ class Demo:
         while clients.epoch() < wanted and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _write(self, workspace: Workspace, found: dict[str, Any]) -> None:
+    def _write(self, settings: Settings, workspace: Workspace, found: dict[str, Any]) -> None:
         (self.folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n")
+        about = Subject(workspace.task.name, settings.rollout, settings.window.start, settings.window.clock)
+        (self.folder / "dashboard.html").write_text(export(workspace.journal, about, workspace.now()))
+        self.screen.say(f"page: {self.folder / 'dashboard.html'}")
+        self.screen.say(f"live: headgate --config {self.folder / 'headgate.toml'} dashboard")
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -161,6 +167,16 @@ class Demo:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.process_time() - started
+
+
+    def dashboard(self, parts: ExitStack) -> str:
+        """Serve the live page of this run; its address."""
+        settings = demo_settings(self.folder)
+        about = Subject(FlightDelay.name, settings.rollout, settings.window.start, settings.window.clock)
+        page = Dashboard(settings.journal.url, about)
+        url = page.start()
+        parts.callback(page.stop)
+        return url
 
 
 def clean(folder: Path) -> None:
