@@ -61,7 +61,7 @@ _TABLE = (
     Kind("poisoning", "critical", "records of a window look planted",
          "keep the window's versions blocked; trace the records by partition and offset"),
     Kind("stream_gap", "critical", "records were deleted from Kafka before they were read",
-         "raise the topic's retention; `headgate window accept-gap` continues with the hole recorded"),
+         "raise the topic's retention and bring the records back; the chain of windows waits"),
     Kind("stream_unreachable", "critical", "Kafka did not answer three times in a row",
          "check the brokers and [stream] bootstrap_servers; the window waits, serving goes on", standing=True),
     Kind("label_coverage", "warning", "too few events of a window got their label",

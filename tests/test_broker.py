@@ -68,7 +68,14 @@ def is_running(pid: int) -> bool:
 
 def owner_of(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", OWNER, str(JARS), str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_ctrl_c
+    )
+
+
+def hear_ctrl_c() -> None:
+    """A test run in the background has SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def parts(folder: Path, script: str) -> dict[str, Path]:

@@ -189,7 +189,7 @@ def gone(topic: str, partition: int, start: int, end: int, bounds: tuple[int, in
         lost = min(end, earliest)
         return OffsetsGone(
             f"offsets [{start}, {lost}) of {place} are gone: the log begins at {earliest}, {lost - start} offsets are "
-            "lost (retention or deletion overtook the reader); `headgate window accept-gap` goes on without them"
+            "lost (retention or deletion overtook the reader); raise the topic's retention and bring the records back"
         )
     if end > latest:
         first = max(start, latest)
