@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: install   ## a year of flights through the whole loop, on a real Kafka (about 4 CPU minutes)
-	$(BIN)/headgate demo
+	@$(BIN)/headgate demo
 
 test: install lint   ## lint, types, import contracts and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow'
@@ -27,7 +27,7 @@ test-slow: install   ## the long statistics and fault schedules
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 7200
 
 bench: install   ## all benchmarks, one JSON object each
-	@echo "no benchmarks yet: see docs/benchmarks.md" >&2; exit 1
+	@for file in tests/benchmarks/[a-z]*.py; do $(BIN)/headgate bench $$(basename $$file .py) --json || exit 1; done
 
 lint: install   ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

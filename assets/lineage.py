@@ -19,7 +19,8 @@ class NoBase(Exception):
 
 @dataclass(frozen=True)
 class Lineage:
-    """`versions` and `updates` by their id, in order of registration; bodies as in the journal."""
+    """`versions` and `updates` by their id, in order of registration; bodies as in the journal, and in those of updates
+    `kind` is the kind of the entry, `cause` what interrupted it."""
 
     base: Mapping[str, Any] | None = None
     versions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -43,6 +44,11 @@ class Lineage:
         return next((body for body in found.values() if body["window"] == window), None)
 
 
+def entry_told(entry: Entry) -> dict[str, Any]:
+    """An update's entry as the lineage keeps it."""
+    return {**entry.body, "kind": entry.kind, "cause": entry.body.get("kind")}
+
+
 def fold_lineage(lineage: Lineage, entry: Entry) -> Lineage:
     """The lineage after one entry of `lineage/<task>`."""
     body = entry.body
@@ -50,7 +56,7 @@ def fold_lineage(lineage: Lineage, entry: Entry) -> Lineage:
         case "base.registered":
             return replace(lineage, base=body, head=body["version"])
         case "update.trained" | "update.interrupted":
-            updates = {**lineage.updates, body["update"]: {**body, "kind": entry.kind}}
+            updates = {**lineage.updates, body["update"]: entry_told(entry)}
             return replace(lineage, updates=updates, settled=lineage.settled | set(body["windows"]))
         case "version.registered":
             return replace(lineage, versions={**lineage.versions, body["version"]: body})

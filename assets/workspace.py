@@ -19,6 +19,7 @@ from assets.stream.cut import Topics
 from assets.stream.history import History
 from assets.stream.join import find_examples, read_examples
 from assets.stream.log import EventLog
+from assets.stream.store import StoreDamaged
 from assets.update_due import UpdatePolicy
 from models import release_board
 from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from monitoring.tracking import Tracker
 
 CACHED_PREDICTORS = 16
+FINISHED = "window.finished"  # written when the last step of a window is done: what "next due window" asks for
 
 
 @dataclass(frozen=True)
@@ -139,33 +141,57 @@ class Workspace:
         from models.predictor import Predictor
 
         if version not in self._predictors:
-            tensors = None if version == self.lineage().registered_base()["version"] else self.open(version).tensors
+            tensors, config = None, self.policies.adapter
+            if version != self.lineage().registered_base()["version"]:
+                opened = self.open(version)
+                tensors, config = opened.tensors, opened.config  # its own: the settings may be others by now
             while len(self._predictors) >= CACHED_PREDICTORS:
                 self._predictors.pop(next(iter(self._predictors)))
-            self._predictors[version] = Predictor(self.task, self.base, tensors, self.policies.adapter)
+            self._predictors[version] = Predictor(self.task, self.base, tensors, config)
         return self._predictors[version]
 
     def open(self, version: str) -> Any:
-        """The version's files after every check of `models.version.open_version`."""
-        from models.version import open_version
-        from security.keys import public_key
+        """The version's files after every check of `models.version.open_version`, and as the journal registered them.
 
-        return open_version(
-            self.store / self.lineage().versions[version]["path"],
+        Raises VersionRefused, and StoreDamaged when the store itself is not there: that says nothing of the version.
+        """
+        from models.version import VersionRefused, open_version
+        from security.keys import public_key
+        from security.manifest import digest, encode
+
+        body = self.lineage().versions[version]
+        relative = Path(body["path"])
+        if relative.is_absolute() or ".." in relative.parts or relative.name != version:
+            raise VersionRefused(f"{version}: the journal's path {body['path']!r} is not one of the store: nothing was read")
+        folder = self.store / relative
+        if not folder.parent.exists():
+            raise StoreDamaged(f"{folder.parent} is not there: check [store] url; what runs goes on, nothing new is loaded")
+        opened = open_version(
+            folder,
             trusted={"trainer": public_key(self.keys, "trainer")},
             base_digest=self.lineage().registered_base()["digest"],
             task=self.task.name,
             now=self.now(),
         )
+        # the name carries 8 hex digits of this digest, the journal all 64
+        if digest(encode(opened.manifest)) != body["manifest_digest"]:
+            raise VersionRefused(f"{version}: the manifest is not the one the journal registered: it was changed")
+        return opened
 
-    def vault(self, version: str) -> dict[str, Any] | None:
-        """The unstamped adapter training goes on from; None for the base."""
+    def parent(self, version: str) -> dict[str, Any] | None:
+        """The unstamped adapter training goes on from, None for the base; checked to fit the base and the settings.
+
+        Raises VaultDamaged, AdapterRefused.
+        """
+        from models.predictor import Predictor
         from models.vault import read_vault
 
         if version == self.lineage().registered_base()["version"]:
             return None
         body = self.lineage().versions[version]
-        return read_vault(self.store / body["vault"], body["vault_sha256"])
+        tensors = read_vault(self.store / body["vault"], body["vault_sha256"])
+        Predictor(self.task, self.base, tensors, self.policies.adapter)
+        return tensors
 
     def examples(self, window: str) -> pa.Table:
         """The window's examples, checked against the journalled hash. LookupError before they are joined."""
@@ -178,6 +204,10 @@ class Workspace:
         """What the journal says of `kind` for `window`; None when the step has not run."""
         entry = self.history.refresh().find(kind, window)
         return None if entry is None else entry.body
+
+    def finished(self, window: str) -> bool:
+        """Whether the last step of the window is done: a repeated step then tells nobody anything again."""
+        return self.body(FINISHED, window) is not None
 
 
 def _fold_evidence(state: Evidence, entry: Entry) -> Evidence:

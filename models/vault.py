@@ -20,7 +20,7 @@ class VaultDamaged(Exception):
 
 
 def write_vault(path: Path, tensors: Mapping[str, np.ndarray]) -> str:
-    """Write the tensors whole or not at all; returns the file's sha256. An equal file that exists stays."""
+    """Write the tensors whole or not at all, to the disk; returns the file's sha256."""
     from safetensors.numpy import save
 
     payload = save({name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())})
@@ -32,6 +32,11 @@ def write_vault(path: Path, tensors: Mapping[str, np.ndarray]) -> str:
         os.fsync(file.fileno())
     Path(temporary).chmod(0o400)
     Path(temporary).replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the journal is about to promise that the file is there
+    finally:
+        os.close(folder)
     return hashlib.sha256(payload).hexdigest()
 
 

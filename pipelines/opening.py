@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from assets.stream.cut import Topics
@@ -20,14 +20,13 @@ def opened(settings: Settings, *, actor: str = "pipeline") -> Iterator[Workspace
     from pipelines.broker import open_log
 
     log, broker, _ = open_log(settings.stream.bootstrap_servers, Path("var/broker"))
-    journal = Journal(settings.journal.url)
-    try:
-        yield workspace_of(settings, journal, log, actor=actor)
-    finally:
-        journal.close()
-        log.close()
+    with ExitStack() as closing:  # also when the journal does not answer
         if broker is not None:
-            broker.stop()
+            closing.callback(broker.stop)
+        closing.callback(log.close)
+        journal = Journal(settings.journal.url)
+        closing.callback(journal.close)
+        yield workspace_of(settings, journal, log, actor=actor)
 
 
 def workspace_of(

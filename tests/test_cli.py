@@ -12,13 +12,16 @@ import stat
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from monitoring.alarms import raise_alarm
 from pipelines.cli import COMMANDS, main
 from pipelines.run_window import run_window
+from security.journal import Draft, Journal
 from tests.worlds import EVENTS_A_DAY, make_world
 
 DAYS = 4  # an update every two days: two versions, the second trained from the first
@@ -137,6 +140,13 @@ def test_the_worker_says_which_window_waits_and_why(installed, headgate):
     assert waits.code == 1 and f"window {NEXT} waits: attempt 1 failed; the next is at" in waits.err
 
 
+def test_an_event_log_that_cannot_be_read_is_one_sentence(installed, headgate):
+    for file in Path("var/broker").glob("embedded.db*"):
+        file.unlink()
+    Path("var/broker/embedded.db").write_bytes(b"this is no database " * 400)
+    check(headgate("worker", "--once"), "the embedded log var/broker/embedded.db")
+
+
 def test_windows_are_listed_and_shown(installed, headgate):
     assert headgate("window", "list").out.splitlines()[0].startswith(f"{FIRST}  events 240  labels 240")
     rows = headgate("window", "list", "--json").rows
@@ -173,10 +183,6 @@ def test_what_was_spent_can_be_read_after_privacy_was_switched_off(installed, mo
 
 def test_an_update_that_crashed_counts_in_the_status(installed, headgate):
     """Its charge is under another law than any version's record, so the accountant is asked."""
-    from datetime import UTC, datetime
-
-    from security.journal import Draft, Journal
-
     journal = Journal(f"sqlite:///{installed}/journal.db")
     stream = next(name for name in journal.streams() if name.startswith("privacy/"))
     last = [entry for entry in journal.read(stream) if entry.kind == "RESERVE"][-1].body
@@ -243,6 +249,16 @@ def test_an_aborted_version_takes_its_descendants_with_it(installed, headgate):
     assert headgate("status", "--json").json["lineage_head"].startswith("base-")
 
 
+def test_an_alarm_is_listed_until_somebody_acknowledges_it(installed, headgate):
+    journal, now = Journal(f"sqlite:///{installed}/journal.db"), datetime.now(UTC)
+    raise_alarm(journal, "blobs", kind="stale", window=LAST, message="no day came", figure=9, limit=2, at=now, actor="test")
+    journal.close()
+    assert "stale" in headgate("alarm", "list").out and headgate("alarm", "list", "--json").json["figure"] == 9
+    assert headgate("alarm", "acknowledge", "stale", "--reason", "on holiday").out == "1 acknowledged\n"
+    assert headgate("alarm", "list").out == "" and "stale" in headgate("alarm", "list", "--all").out
+    assert "none of" in headgate("alarm", "acknowledge", "staleness", "--reason", "x").err
+
+
 def test_a_token_is_issued_and_revoked(installed, headgate):
     text = headgate("token", "issue", "--subject", "shop").out.strip()
     assert text.count(".") == 2
@@ -275,6 +291,19 @@ def check(answer: Answer, sentence: str) -> None:
     assert answer.code == 1 and answer.out == ""
     assert sentence in answer.err and "Traceback" not in answer.err
     assert answer.err.splitlines()[-1].startswith("Error: ") and answer.err.count("Error: ") == 1
+
+
+def test_a_benchmark_of_the_checkout_is_run_and_its_figure_stands_beside_its_peers(tmp_path, monkeypatch, headgate):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "tests" / "benchmarks"
+    folder.mkdir(parents=True)
+    found = {"name": "tiny", "figure": 2.0, "unit": "s", "peer": "other", "peer_figure": 4.0, "ratio": 0.5, "samples": 3}
+    (folder / "tiny.py").write_text(f"import json; print(json.dumps({found}))")
+    (folder / "broken.py").write_text("raise SystemExit(3)")
+    assert headgate("bench", "tiny", "--json").json == found
+    assert headgate("bench", "tiny").out == "tiny: 2 s; other: 4; ratio 0.5; 3 samples\n"
+    check(headgate("bench", "broken"), "ended with code 3")
+    check(headgate("bench", "other"), "there are broken, tiny")
 
 
 def test_a_misspelt_key_names_the_nearest_valid_one(installed, monkeypatch, headgate):

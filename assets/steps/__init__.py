@@ -17,7 +17,7 @@ from assets.steps.examples import examples
 from assets.steps.rollout import rollout
 from assets.steps.version import version
 from assets.steps.window import window
-from assets.workspace import Workspace
+from assets.workspace import FINISHED, Workspace
 
 Step = Callable[[str, Workspace], Mapping[str, Any]]
 
@@ -30,7 +30,8 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("adapter", adapter),
     ("version", version),
 )
-FINISHED = "window.finished"  # written when the last step of a window is done: what "next due window" asks for
+
+__all__ = ["FINISHED", "STEPS", "Step", "finish"]
 
 
 def finish(window: str, workspace: Workspace) -> None:

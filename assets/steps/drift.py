@@ -27,6 +27,8 @@ def drift(window: str, workspace: Workspace) -> Mapping[str, Any]:
     """The body of `drift.tested`: state, share of drifted columns, the worst of them, Evidently's count, the alarm."""
     known = workspace.body(KIND, window)
     if known is not None:
+        if not workspace.finished(window):  # the process may have died between the entry and its alarm
+            _alarm(workspace, window, known)
         return known
     reference = Reference.load(workspace.store / workspace.lineage().registered_base()["reference"])
     columns = _columns(window, workspace)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from assets.steps.rollout import verified
+from assets.stream.clock import window_bounds
 from assets.stream.columns import columns_of
 from assets.stream.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
@@ -27,21 +29,25 @@ def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
     columns = columns_of(table)
     joined = workspace.body("examples.joined", window) or {}
     losses = _losses(workspace, columns, [version for pair in board.pairs() for version in pair])
+    comparable = [pair for pair in board.pairs() if set(pair) <= set(losses)]  # a refused version is no evidence
     policy, grid = workspace.policies.rollout, workspace.policies.window
     pairs = {
         (candidate, stable): sums.score(
             losses[stable], losses[candidate], columns["_matured"].astype("datetime64[ms]").astype(np.int64), policy.block,
             sums.milliseconds(grid.start),
         )
-        for candidate, stable in board.pairs()
+        for candidate, stable in comparable
     }  # fmt: skip
-    body = sums.entry(window, workspace.clock(window), pairs, _served(window, workspace), joined.get("coverage"))
+    # The window's end, also by the wall clock: catching up after an outage, the time of day closes no block and is no news.
+    end = window_bounds(grid, window)[1]
+    body = sums.entry(window, end, pairs, _served(window, workspace), joined.get("coverage"))
     body |= {"examples": table.num_rows, "stable": board.stable, "losses": _shown(workspace, columns, board.head)}
     return workspace.history.once("evidence.scored", body, actor=workspace.actor, at=workspace.now()).body
 
 
 def _losses(workspace: Workspace, columns: Mapping[str, Any], versions: list[str]) -> dict[str, np.ndarray]:
-    return {version: workspace.predictor(version).losses(columns) for version in sorted(set(versions))}
+    ready = {version: verified(workspace, version) for version in sorted(set(versions))}
+    return {version: predictor.losses(columns) for version, predictor in ready.items() if predictor}
 
 
 def _shown(workspace: Workspace, columns: Mapping[str, Any], head: str | None) -> dict[str, float]:
@@ -50,7 +56,8 @@ def _shown(workspace: Workspace, columns: Mapping[str, Any], head: str | None) -
     shown = sorted({base, workspace.board().stable or base, head or base})
     if not len(columns["event_id"]):
         return {}
-    return {version: float(workspace.predictor(version).train_losses(columns).mean()) for version in shown}
+    ready = {version: verified(workspace, version) for version in shown}
+    return {version: float(one.train_losses(columns).mean()) for version, one in ready.items() if one}
 
 
 def _served(window: str, workspace: Workspace) -> list[sums.Served]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assets.workspace import Workspace
 from models import release
 from models.release_board import Board
 from models.release_policy import RolloutPolicy, Verdict, Verdicts
-from models.rollout import Decision
+from models.rollout import Decision, Stream
 from models.rollout_state import State
 from models.version import VersionRefused
 from monitoring.alarms import raise_alarm
@@ -22,12 +22,17 @@ from monitoring.verdict import judge
 from security.journal import Conflict
 from security.replicas import Replicas
 
+if TYPE_CHECKING:
+    from models.predictor import Predictor
+
 ATTEMPTS = 5
 
 
 def rollout(window: str, workspace: Workspace) -> Mapping[str, Any]:
     """Decide on this window's evidence; {"window", "decisions": [...]}. A window is stepped once."""
     now = workspace.clock(window)
+    if workspace.board().stepped == window and not workspace.finished(window):
+        _alarm(workspace, _decided(workspace, window), window)  # the process may have died between decision and alarm
     return {"window": window, "decisions": decide(workspace, now, window)}
 
 
@@ -43,7 +48,7 @@ def decide(workspace: Workspace, now: datetime, window: str | None = None) -> li
             workspace.append_decisions(decisions)
         except Conflict:
             continue
-        _alarm(workspace, decisions, window or "")
+        _alarm(workspace, decisions, window or board.stepped or "")
         return [sentence(decision) for decision in decisions if decision.kind != "rollout.stepped"]
     raise Conflict(f"the release of {workspace.task.name} was changed by others {ATTEMPTS} times in a row: try again")
 
@@ -54,7 +59,7 @@ def verdicts(workspace: Workspace, board: Board, now: datetime) -> dict[str, Ver
     found = {}
     for version, one in board.rollouts.items():
         if one.live or one.watched:
-            prepared = _prepared(workspace, version) if one.state in (State.PREPARING, State.QUEUED) else None
+            prepared = verified(workspace, version) is not None if one.state in (State.PREPARING, State.QUEUED) else None
             found[version] = judge(
                 one, workspace.evidence(), workspace.policies.rollout, now, acknowledged=acknowledged, prepared=prepared
             )
@@ -68,16 +73,24 @@ def _acknowledged(workspace: Workspace, board: Board) -> bool:
     return not [r for r in replicas.live(workspace.task.name, workspace.wall(), lease) if r.epoch < board.epoch]
 
 
-def _prepared(workspace: Workspace, version: str) -> bool:
+def verified(workspace: Workspace, version: str) -> Predictor | None:
+    """The version, ready to score; None, and a security alarm, when one of the checks refuses it."""
     try:
-        workspace.predictor(version)
+        return workspace.predictor(version)
     except VersionRefused as error:
         raise_alarm(
             workspace.journal, workspace.task.name, kind="security", window=version, message=str(error), figure=None,
             limit=None, at=workspace.now(), actor=workspace.actor,
         )  # fmt: skip
-        return False
-    return True
+        return None
+
+
+def _decided(workspace: Workspace, window: str) -> list[Decision]:
+    """The gate's own entries since the step of the window before this one."""
+    entries = workspace.journal.read(f"{Stream.ROLLOUT}/{workspace.task.name}")
+    before = [n for n, e in enumerate(entries) if e.kind == "rollout.stepped" and e.body["window"] != window]
+    recent = entries[before[-1] + 1 if before else 0 :]
+    return [Decision(Stream.ROLLOUT, e.kind, e.body) for e in recent if e.body.get("actor") == "gate"]
 
 
 def _alarm(workspace: Workspace, decisions: list[Decision], window: str) -> None:
@@ -85,6 +98,8 @@ def _alarm(workspace: Workspace, decisions: list[Decision], window: str) -> None
     for decision in decisions:
         body = decision.body
         if body.get("to") not in (State.REJECTED, State.ROLLING_BACK) or body["after"]["outcome"] == State.EXPIRED:
+            continue
+        if body["figures"]["prepared"] is False:  # refused, which has its own alarm, not proven worse
             continue
         kind, figure, limit = _conviction(body["figures"], workspace.policies.rollout)
         raise_alarm(
@@ -109,10 +124,11 @@ def sentence(decision: Decision) -> str:
     body = decision.body
     match decision.kind:
         case "rollout.advanced":
-            return f"{body['version']}: {body['from']} -> {body['to']} ({body['reason']})"
+            share = f" at {body['weight']:.0%}" if body["to"] == State.CANARY else ""
+            return f"{body['version']}: {body['from']} -> {body['to']}{share} ({body['reason']})"
         case "routing.set":
-            share = f", {body['weight']:.0%} to {body['canary']}" if body["canary"] else ""
-            return f"routing epoch {body['epoch']}: stable {body['stable']}{share}"
+            canary = f", {body['weight']:.0%} to {body['canary']}" if body["canary"] else ""
+            return f"routing epoch {body['epoch']}: stable {body['stable']}{canary}"
         case "head.moved":
             return f"the next update starts from {body['head']} ({body['reason']})"
     return f"{decision.kind} {body.get('version', '')} {body.get('reason', '')}".strip()

@@ -13,14 +13,14 @@ import numpy as np
 
 from assets.lineage import Lineage
 from assets.steps.adapter import ledger_of
-from assets.steps.rollout import decide
+from assets.steps.rollout import ATTEMPTS, decide
 from assets.stream.cut import find_cut
 from assets.workspace import Workspace
 from models import release
 from models.rollout import Decision, Stream
 from monitoring.alarms import raise_alarm
 from monitoring.quality import binary_metrics
-from security.journal import stamp
+from security.journal import Conflict, stamp
 from security.keys import private_key, secret
 from security.manifest import digest, encode
 
@@ -70,7 +70,7 @@ def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mappi
         "settings_digest": workspace.settings_digest,
         "watermark": _watermark(copy, claim),
         "retention": _retention(workspace, clean),
-        "guard": {"blocked": update["report"]["blocked"], "loss_change": update["report"]["loss_change"]},
+        "guard": {"blocked": update["report"]["blocked"]},  # a manifest leaves the house: no figure of private records
         **_privacy(window, workspace, update),
     }
     written = write_version(
@@ -95,8 +95,7 @@ def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mappi
         "privacy": described["privacy"],
         "clock": stamp(workspace.clock(window)),
     }
-    _journal(workspace, body)
-    return body
+    return _journal(workspace, body)
 
 
 def _refuse(window: str, workspace: Workspace, reason: str) -> Mapping[str, Any]:
@@ -109,19 +108,37 @@ def _refuse(window: str, workspace: Workspace, reason: str) -> Mapping[str, Any]
     return workspace.history.once(REFUSED, body, actor=workspace.actor, at=workspace.now()).body
 
 
-def _journal(workspace: Workspace, body: Mapping[str, Any]) -> None:
-    """Registration, lineage head and queue in one transaction. A blocked version waits for a person: neither head nor queue."""
-    board, now = workspace.board(), workspace.clock(body["window"])
-    decisions = [Decision(Stream.LINEAGE, "version.registered", body)]
-    if body["blocked"] is None:
-        moved = {"head": body["version"], "reason": "newest update that passed its checks", "clock": stamp(now)}
-        decisions.append(Decision(Stream.LINEAGE, "head.moved", moved))
-        decisions += release.enqueue(board, body["version"], body["number"], body["parent"], now)
-    workspace.append_decisions(decisions)
+def _journal(workspace: Workspace, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Registration, lineage head and queue in one transaction; the body that is registered.
+
+    A blocked version waits for a person: neither head nor queue. One whose ancestor was stopped while it was trained is
+    withdrawn at once, and the next update must not start from it: the head stays where the stop has put it.
+    """
+    now = workspace.clock(body["window"])
+    for _ in range(ATTEMPTS):
+        board = workspace.board()
+        known = workspace.lineage().of_window(body["window"], "versions")
+        if known is not None:  # another process was faster
+            return known
+        decisions = [Decision(Stream.LINEAGE, "version.registered", body)]
+        if body["blocked"] is None:
+            queued = release.enqueue(board, body["version"], body["number"], body["parent"], now)
+            if not any(decision.kind == "rollout.withdrawn" for decision in queued):
+                moved = {"head": body["version"], "reason": "newest update that passed its checks", "clock": stamp(now)}
+                decisions.append(Decision(Stream.LINEAGE, "head.moved", moved))
+            decisions += queued
+        try:
+            workspace.append_decisions(decisions)
+        except Conflict:  # a person's verb came in between: decide again on the board as it is now
+            continue
+        return body
+    raise Conflict(f"the board of {workspace.task.name} was changed by others {ATTEMPTS} times in a row: try again")
 
 
 def _start(window: str, workspace: Workspace) -> None:
     """Let the queue move at once, so that the next window is already evidence for the new version."""
+    if (workspace.board().stepped or window) > window:  # an old window, materialised again: its time is over
+        return
     while decide(workspace, workspace.clock(window)):
         pass
 
@@ -145,10 +162,11 @@ def _privacy(window: str, workspace: Workspace, update: Mapping[str, Any]) -> di
     ledger = ledger_of(workspace, window)
     if ledger is None:
         return {"privacy": None, "not_covered": ["Everything: privacy is off."]}
-    law = workspace.policies.privacy
+    # The law that was reserved and executed, not the one the settings ask for by now.
+    law = next(charge.law for charge in ledger.charges() if charge.update == update["update"])
     figures = {
-        "unit": ledger.summary()["unit"], "epsilon": ledger.epsilon_per_event(), "delta": law.target_delta,
-        "noise_multiplier": law.law().noise_multiplier, "sampling_rate": law.sampling_rate, "steps": update["report"]["steps"],
+        "unit": ledger.summary()["unit"], "epsilon": ledger.epsilon_per_event(), "delta": ledger.policy.target_delta,
+        "noise_multiplier": law.noise_multiplier, "sampling_rate": law.sampling_rate, "steps": update["report"]["steps"],
         "max_grad_norm": update["report"]["max_grad_norm"], "accountant": "PLD, replace-special adjacency",
         "stream": ledger.stream,
     }  # fmt: skip

@@ -28,6 +28,7 @@ def demo(ctx: click.Context, fast: bool, keep: bool, folder: Path, as_json: bool
     from pipelines.settings import silence_telemetry
 
     silence_telemetry()
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as errors of our own
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill leaves nothing running either
     clean(folder)

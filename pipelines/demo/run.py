@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -157,7 +158,7 @@ class Demo:
         about = Subject(workspace.task.name, settings.rollout, settings.window.start, settings.window.clock)
         (self.folder / "dashboard.html").write_text(export(workspace.journal, about, workspace.now()))
         self.screen.say(f"page: {self.folder / 'dashboard.html'}")
-        self.screen.say(f"live: headgate --config {self.folder / 'headgate.toml'} dashboard")
+        self.screen.say(f"live: {sys.argv[0]} --config {self.folder / 'headgate.toml'} dashboard")
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

@@ -1,0 +1,144 @@
+"""The resident worker: what is due runs in order, what fails is tried again and holds back the rest, silence is an alarm."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from assets.stream.kafka import KafkaLog
+from assets.stream.log import StreamUnreachable
+from monitoring.alarms import open_alarms
+from pipelines import worker
+from pipelines.attempts import attempts_of
+from pipelines.broker_folder import free_port
+from pipelines.opening import workspace_of
+from tests.gateways import wait_until
+from tests.worlds import make_world
+
+
+@pytest.fixture
+def world(tmp_path):
+    return make_world(tmp_path)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(worker, "POLL", timedelta(milliseconds=20))
+
+
+@pytest.fixture
+def no_broker():
+    """A log on a port where nobody listens."""
+    log = KafkaLog(f"127.0.0.1:{free_port()}", timeout=0.2)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def begin(quick):
+    """Run the worker in a thread; it is told to stop, and does, at the end of the test."""
+    stop, threads = threading.Event(), []
+
+    def start(workspace, **options):
+        threads.append(threading.Thread(target=worker.work, args=(workspace, stop), kwargs=options))
+        threads[-1].start()
+        return stop
+
+    start.stop = stop
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def run_what_is_due(world):
+    return worker.work(world.workspace, threading.Event(), until_idle=True)
+
+
+def finished(world):
+    return [entry.body["window"] for entry in world.journal.read("window/blobs") if entry.kind == "window.finished"]
+
+
+def test_due_windows_run_in_order_and_then_nothing_waits(world):
+    world.publish(3)
+    assert run_what_is_due(world) == worker.Shift(3)
+    assert finished(world) == [world.window(day) for day in range(3)]
+    assert run_what_is_due(world) == worker.Shift(0)
+
+
+def test_it_waits_while_none_is_due_and_stops_when_it_is_told_to(world, begin):
+    stop = begin(world.workspace)
+    assert not stop.wait(0.3) and finished(world) == []
+    world.publish(1)
+    wait_until(lambda: finished(world) == [world.window(0)], 20.0)
+    assert attempts_of(world.journal, "blobs", world.window(1)).count == 0, "a window that is not due is not attempted"
+
+
+def test_it_finishes_the_window_it_is_in_when_it_is_told_to_stop(world, begin):
+    world.publish(2)
+    begin(world.workspace, on_step=lambda name: begin.stop.set() if name == "adapter" else None)
+    wait_until(lambda: begin.stop.is_set() and finished(world), 20.0)
+    assert finished(world) == [world.window(0)]
+
+
+def test_a_failing_window_is_tried_again_ever_later_and_nothing_behind_it_runs(world):
+    world.publish(2)
+    bases = world.folder / "store" / "blobs" / "bases"
+    bases.rename(world.folder / "away")
+    clock = datetime.now(UTC) + timedelta(days=1)
+    tries = []
+    for minute in range(17):  # looked at each minute: tried at 0, then 1, 2, 4, 8 minutes after the one before
+        world.workspace.wall = lambda now=clock + timedelta(minutes=minute): now
+        before = attempts_of(world.journal, "blobs", world.window(0)).count
+        shift = run_what_is_due(world)
+        assert shift.done == 0 and shift.waits.startswith(f"window {world.window(0)} ")
+        if attempts_of(world.journal, "blobs", world.window(0)).count > before:
+            tries.append(minute)
+    assert tries == [0, 1, 3, 7, 15]
+    assert attempts_of(world.journal, "blobs", world.window(1)).count == 0 and finished(world) == []
+    (world.folder / "away").rename(bases)
+    world.workspace.wall = lambda: clock + timedelta(hours=1)
+    assert run_what_is_due(world).done == 2
+    assert finished(world) == [world.window(0), world.window(1)]
+
+
+def test_a_broker_that_does_not_answer_raises_one_alarm_and_is_waited_for(world, begin, no_broker, caplog):
+    begin(workspace_of(world.settings, world.journal, no_broker))
+    wait_until(lambda: "(try 5)" in caplog.text, 30.0)
+    (alarm,) = open_alarms(world.journal, "blobs")
+    assert (alarm.kind, alarm.figure, alarm.limit) == ("stream_unreachable", 3.0, 3.0)
+    assert "127.0.0.1" in alarm.message and "3 times in a row" in alarm.message
+
+
+def test_one_that_must_not_wait_leaves_with_the_error_after_three_tries(world, quick, no_broker):
+    workspace = workspace_of(world.settings, world.journal, no_broker)
+    with pytest.raises(StreamUnreachable):
+        worker.work(workspace, threading.Event(), until_idle=True)
+    assert [alarm.kind for alarm in open_alarms(world.journal, "blobs")] == ["stream_unreachable"]
+
+
+def test_a_broker_that_comes_back_at_once_is_no_alarm(world, begin, no_broker, caplog, monkeypatch):
+    monkeypatch.setattr(worker, "POLL", timedelta(seconds=1))
+    world.publish(1)
+    there, world.workspace.log = world.workspace.log, no_broker
+    begin(world.workspace)
+    wait_until(lambda: "(try 1)" in caplog.text, 20.0)
+    world.workspace.log = there
+    wait_until(lambda: finished(world), 20.0)
+    assert open_alarms(world.journal, "blobs") == ()
+
+
+def test_a_journal_that_is_away_is_waited_for(tmp_path, begin):
+    world = make_world(tmp_path, journal={"url": f"sqlite:///{tmp_path / 'books' / 'journal.db'}"})
+    world.publish(1)
+    world.journal.close()
+    (tmp_path / "books").rename(tmp_path / "books-away")
+    (tmp_path / "books").write_text("in the way: nothing can be opened here")
+    stop = begin(world.workspace)
+    assert not stop.wait(0.5)
+    (tmp_path / "books").unlink()
+    (tmp_path / "books-away").rename(tmp_path / "books")
+    wait_until(lambda: finished(world), 20.0)
