@@ -32,6 +32,7 @@ from monitoring.dashboard.server import Dashboard, DashboardRefused, export
 from monitoring.dashboard.timeline import WORDS
 from monitoring.verdict import judge
 from security.journal import Journal, stamp
+from security.listening import PortInUse
 from security.replicas import Replica
 from tests.dashboards import BASE, DAY, HOSTILE, POLICY, START, SUBJECT, TASK, WALL, Markup, Story, full_story, text_of
 
@@ -329,7 +330,7 @@ def test_a_port_in_use_is_one_sentence(served: tuple[Story, Dashboard, str]) -> 
     port = httpx.URL(url).port
     assert port is not None
     second = Dashboard(story.journal.url, SUBJECT)
-    with pytest.raises(DashboardRefused, match=f"port {port} on 127.0.0.1 is in use"):
+    with pytest.raises(PortInUse, match=f"port {port} on 127.0.0.1 is in use"):
         second.start(port)
 
 

@@ -21,8 +21,9 @@ from pipelines.gateway.answer import Refused
 from pipelines.gateway.app import ROUTES
 from pipelines.gateway.core import Instant
 from pipelines.gateway.request import RequestReader, SchemaUnusable
-from pipelines.gateway.server import Gateway, GatewayConfig, PortInUse, StrictRecordingUnavailable
+from pipelines.gateway.server import Gateway, GatewayConfig, StrictRecordingUnavailable
 from security.journal import Draft
+from security.listening import PortInUse
 from tests.gateways import EVENT, QUICK, blobs_base, wait_until, world
 from tests.tasks import columns
 

@@ -7,10 +7,7 @@ fold up to date and renders it.
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import signal
-import socket
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from monitoring.dashboard.facts import Facts
 from monitoring.dashboard.page import Clock, Page, page, read_page
 from monitoring.dashboard.render import POLICY, render, style
 from security.journal import Journal, JournalUnreachable
+from security.listening import is_loopback, listen
 
 BUSY_SECONDS = 2.0  # the page says that the journal is away instead of waiting for it
 HEADERS = {
@@ -81,7 +79,7 @@ class Dashboard:
             raise DashboardRefused("this dashboard is running already: stop it first")
         self._journal = Journal(self._journal_url, busy_seconds=BUSY_SECONDS)
         render(self.page(datetime.now(UTC)), live=True)  # now, so that nobody waits for the fold of a year
-        listener = _listen(self._host, port)
+        listener = listen(self._host, port, "dashboard")
         config = uvicorn.Config(
             self.app(), lifespan="off", log_level="warning", access_log=False, server_header=False, ws="none"
         )
@@ -161,38 +159,9 @@ def serve(dashboard: Dashboard, port: int, started: Callable[[str], object]) -> 
     dashboard.stop()
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can mean itself by this name."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _check_loopback(host: str) -> None:
     if not is_loopback(host):
         raise DashboardRefused(
             f"dashboard host {host} can be reached by other machines, and the page has no login: use 127.0.0.1 "
             "([dashboard] host), and from elsewhere a tunnel: ssh -L 8901:127.0.0.1:8901 MACHINE"
         )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket: bound here, so that a port in use is one sentence and not a server's log line."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(64)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise DashboardRefused(
-                f"port {port} on {host} is in use: another dashboard may be running; stop it, or choose another with "
-                "--port or [dashboard] port"
-            ) from error
-        raise DashboardRefused(f"cannot listen on {host}:{port}: {error.strerror}; set [dashboard] host") from error
-    return listener

@@ -6,7 +6,6 @@ closes neither the journal nor the log it was given. It does not know settings f
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -15,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 
 import uvicorn
@@ -37,16 +35,13 @@ from pipelines.gateway.shelf import Shelf
 from security.journal import Journal
 from security.keys import key_id, public_key
 from security.limits import Limiter
+from security.listening import is_loopback, listen
 from security.tokens import Verifier
 
 logger = logging.getLogger("headgate.gateway")
 
 FIRST_LOOK_SECONDS = 10.0  # torch alone takes 2 s to load; a gateway that answers 503 meanwhile helps nobody
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
-
-
-class PortInUse(Exception):
-    """Another process listens there; the message has the address and the cure."""
 
 
 class StrictRecordingUnavailable(ValueError):
@@ -85,10 +80,7 @@ class GatewayConfig:
     @property
     def loopback(self) -> bool:
         """Whether only this machine can connect; then /metrics needs no token."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
 class Gateway:
@@ -135,7 +127,7 @@ class Gateway:
 
     def start(self, port: int = 0) -> str:
         """Listen (port 0 = a free one), follow the journal, record; returns the base URL. Raises PortInUse."""
-        listener = _listen(self.config.host, port)
+        listener = listen(self.config.host, port, "gateway")
         if self.recorder is not None:
             self.recorder.start()
         self.follower.start(FIRST_LOOK_SECONDS)
@@ -250,23 +242,3 @@ class Gateway:
             show("headgate_recorder_recorded", "Predictions written to the log.", lambda: recorder.recorded)
             show("headgate_recorder_dropped", "Predictions that were lost.", lambda: recorder.dropped)
             show("headgate_recorder_failures", "Appends to the log that failed.", lambda: recorder.failures)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound, listening socket: bound here, so that a port in use is one sentence and not a server's log line."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"port {port} on {host} is in use: another gateway may be running; stop it, or choose another with "
-                "--port or [gateway] port"
-            ) from error
-        raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror}; set [gateway] host and port") from error
-    listener.set_inheritable(False)
-    return listener

