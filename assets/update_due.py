@@ -22,6 +22,8 @@ class UpdatePolicy:
     max_age: timedelta = timedelta(days=7)
 
     def __post_init__(self) -> None:
+        if self.every <= timedelta(0) or self.min_examples < 1:
+            raise ValueError(f"update.every {spell(self.every)}, min_examples {self.min_examples}: both must be above 0")
         if self.max_age < self.every:
             found = f"update.max_age {spell(self.max_age)} < update.every {spell(self.every)}"
             raise ValueError(f"{found}: no update would ever be due in time")

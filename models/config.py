@@ -70,6 +70,9 @@ class TrainingConfig:
         for name in ("max_epochs", "batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[training] {name} = {getattr(self, name)} < 1: set it to at least 1")
+        for name in ("learning_rate", "min_learning_rate", "lr_decay"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"[training] {name} = {getattr(self, name)} is not a number of at least 0")
         if self.precision not in ("auto", "fp32"):
             raise ValueError(f"[training] precision = {self.precision!r}: only 'auto' and 'fp32' are built; use one")
 

@@ -13,6 +13,8 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
+from models.duration import spell
+
 
 class Verdict(StrEnum):
     BETTER = "BETTER"
@@ -62,6 +64,9 @@ class RolloutPolicy:
                 )
         if not self.cap > 0.0 or not 0.0 <= self.margin < self.cap:
             raise ValueError(f"rollout.margin = {self.margin}, cap = {self.cap}: cap > 0 and 0 <= margin < cap wanted")
+        for name in ("block", "max_age", "stale_after", "lease"):
+            if getattr(self, name) <= timedelta(0):
+                raise ValueError(f"rollout.{name} = {spell(getattr(self, name))}: a time above 0 wanted")
         for name, least in (("shadow_slots", 1), ("min_blocks", 1), ("min_samples", 0), ("min_requests", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"rollout.{name} = {getattr(self, name)} < {least}")

@@ -88,6 +88,12 @@ class Stream:
     max_reject_share: float = 0.01
 
     def __post_init__(self) -> None:
+        names = (self.events, self.labels, self.predictions)
+        if len(set(names)) < len(names):
+            raise ValueError(f"[stream] topics {', '.join(names)}: events, labels and predictions need three topics")
+        if self.partitions < 1 or not 0.0 <= self.max_reject_share <= 1.0:
+            found = f"partitions = {self.partitions}, max_reject_share = {self.max_reject_share}"
+            raise ValueError(f"[stream] {found}: at least 1 partition and a share from 0 to 1 wanted")
         if self.security_protocol != "PLAINTEXT":
             raise ValueError(f"security_protocol = {self.security_protocol!r}: only PLAINTEXT is supported so far")
 
@@ -324,5 +330,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Secret):
         return "********"
     if isinstance(value, str):
-        return re.sub(r"(://[^:/@]+:)[^@/]+@", r"\1********@", value)
+        return re.sub(r"(://[^:/@]+:|password=)[^@/&]+", r"\1********", value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

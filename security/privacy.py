@@ -38,6 +38,7 @@ NOT_COVERED = (
     "Decisions that read private data without noise: promote, reject, the choice of parent, guard, retention, regime.",
     "Prediction logs: what clients sent and what they were answered.",
     "Metrics and curves inside the trust zone: losses, evidence, drift, gradient norms.",
+    "Which records could be read: one that is rejected at sealing leaves the public count and the expected batch.",
     "The frozen base: the guarantee is relative to it.",
 )
 ATTEMPTS = 50
@@ -211,7 +212,7 @@ class Ledger:
         asked = self._spent([charge])
         if touching:
             window, reason = _overlap(charge, touching[0])
-            spent = self._spent(touching)
+            spent = max(self._spent([other]) for other in touching)
         elif delta > 1 / charge.count:
             window, spent = charge.windows[0], 0.0
             reason = (

@@ -65,6 +65,7 @@ class Story:
         windows = [f"{START + k * DAY:%Y-%m-%dT%H:%MZ}" for k in range(max(self.day, 1))]
         figures = {
             "rows": 6500, "loss_before": 0.5312, "loss_after": 0.5107, "loss_change": -0.04, "epsilon": 0.4999,
+            "clipped_share": 0.01, "weight_delta": 0.03,
             "gradient_norms": [0.4, 0.62, 0.0], "blocked": None, "finding": None, **report,
         }  # fmt: skip
         about = {"number": number, "window": windows[-1], "windows": windows, "parent": parent, "report": figures}

@@ -301,6 +301,7 @@ def test_the_served_page_may_load_nothing_from_elsewhere_and_comes_again(served:
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'self'; img-src data:") and "script" not in policy
     assert "style=" not in answer.text and "<script" not in answer.text
+    assert "headgate_evidently_drifted_columns" in httpx.get(f"{url}metrics").text
     assert httpx.get(f"{url}style.css").headers["content-type"].startswith("text/css")
 
 

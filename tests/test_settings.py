@@ -118,3 +118,17 @@ def test_the_effective_settings_are_a_file_that_reads_back_to_them(file, tmp_pat
     copy = tmp_path / "copy.toml"
     copy.write_text(settings.as_toml())
     assert load_settings(copy, {}) == settings
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[stream]\nevents = "a"\nlabels = "a"', "[stream]\npartitions = 0", "[stream]\nmax_reject_share = 2.0",
+        '[rollout]\nblock = "0s"', '[rollout]\nstale_after = "0s"', '[update]\nevery = "0s"', "[update]\nmin_examples = 0",
+        "[training]\nlearning_rate = -1.0", "[training]\nlearning_rate = nan",
+    ],
+)  # fmt: skip
+def test_a_value_without_sense_is_refused_before_anything_runs(file, text):
+    file.write_text(f'task = "tests.tasks:TwoBlobs"\n{text}\n')
+    with pytest.raises(SettingsError):
+        load_settings(file, {})

@@ -16,8 +16,10 @@ from datetime import UTC, datetime
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from models.release_policy import RolloutPolicy
+from monitoring.collector import registry_of
 from monitoring.dashboard.facts import Facts
 from monitoring.dashboard.page import Clock, Page, page, read_page
 from monitoring.dashboard.render import POLICY, render, style
@@ -67,6 +69,7 @@ class Dashboard:
         self._journal_url = journal_url
         self._journal: Journal | None = None
         self._facts = Facts(about.task)
+        self._figures: CollectorRegistry | None = None
         self._lock = threading.Lock()  # requests run in threads, and a fold is not shared
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -74,10 +77,11 @@ class Dashboard:
     def start(self, port: int = 0) -> str:
         """Open the journal, fold it, listen; the page's address. Port 0 takes a free one.
 
-        Raises DashboardRefused when the port is in use, JournalUnreachable."""
+        Raises PortInUse, JournalUnreachable."""
         if self._thread is not None:
             raise DashboardRefused("this dashboard is running already: stop it first")
         self._journal = Journal(self._journal_url, busy_seconds=BUSY_SECONDS)
+        self._figures = registry_of(self._journal, self.about.task, self.about.policy)
         render(self.page(datetime.now(UTC)), live=True)  # now, so that nobody waits for the fold of a year
         listener = listen(self._host, port, "dashboard")
         config = uvicorn.Config(
@@ -117,6 +121,13 @@ class Dashboard:
                     fault=str(error),
                 )  # fmt: skip
 
+    def metrics(self) -> bytes:
+        """The pipeline's figures (docs/metrics.md) as Prometheus reads them, from the journal."""
+        if self._figures is None:
+            raise DashboardRefused("the dashboard is not running: start it first")
+        with self._lock:
+            return generate_latest(self._figures)
+
     def app(self) -> FastAPI:
         """The routes, for the server and for tests."""
         app = FastAPI(title="headgate dashboard", docs_url=None, redoc_url=None, openapi_url=None)
@@ -140,6 +151,10 @@ class Dashboard:
         @app.get("/style.css")
         def sheet() -> Response:
             return Response(style(), media_type="text/css")
+
+        @app.get("/metrics")
+        def metrics() -> Response:
+            return Response(self.metrics(), media_type=CONTENT_TYPE_LATEST)
 
         @app.get("/healthz")
         def alive() -> dict[str, str]:
