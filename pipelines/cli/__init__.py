@@ -7,6 +7,7 @@ Answers go to stdout, everything else to stderr. An expected error is one senten
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ def settings_from(ctx: click.Context, **overrides: Any) -> Settings:
 def main(words: Sequence[str] | None = None) -> None:
     """The console script; `words` instead of the command line's. Always leaves by SystemExit."""
     sys.path.insert(0, str(Path.cwd()))  # a user's own task is found in the folder the command is typed in
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as errors of our own
     try:
         code = cli.main(words, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -45,7 +45,6 @@ def gateway(ctx: click.Context, port: int | None, lease: float | None, servers: 
 
     settings = settings_from(ctx, **({"stream": {"bootstrap_servers": servers}} if servers else {}))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its own words for an absent broker, every half second
     own, stream = settings.gateway, settings.stream
     config = GatewayConfig(
         host=own.host,

@@ -45,7 +45,6 @@ def worker(ctx: click.Context, once: bool, servers: str | None) -> None:
     from pipelines.worker import work
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it comes as errors of our own
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
