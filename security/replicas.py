@@ -63,6 +63,12 @@ class Replicas:
             connection.execute(sa.delete(_replicas).where(old))
             connection.execute(_upsert(connection.dialect.name, row))
 
+    def forget(self, task: str, replica: str) -> None:
+        """The replica has ended in good order: nobody has to wait for its lease."""
+        gone = (_replicas.c.task == task) & (_replicas.c.replica == replica)
+        with _reachable(), self._writer.begin() as connection:
+            connection.execute(sa.delete(_replicas).where(gone))
+
     def live(self, task: str, now: datetime, lease: timedelta = LEASE) -> list[Replica]:
         """Replicas of the task that were seen within `lease` before `now`, by name."""
         query = sa.select(_replicas.c.replica, _replicas.c.epoch, _replicas.c.seen).where(

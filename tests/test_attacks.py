@@ -156,7 +156,8 @@ def test_two_that_reserve_the_same_update_make_one_and_alarm_nobody(world, monke
     assert "vault" in body and states(world) == ["committed", "committed"] and not alarms(world)
 
 
-def test_one_that_finds_another_training_ends_the_update_and_only_once(world, monkeypatch):
+def test_one_that_finds_another_training_without_a_sign_of_life_ends_the_update_and_only_once(world, monkeypatch):
+    monkeypatch.setattr("assets.training_lease.LEASE", timedelta(0))
     import models.training
 
     body = race(world, monkeypatch, "train", models.training)

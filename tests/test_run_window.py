@@ -9,6 +9,7 @@ from assets.steps.adapter import ledger_of
 from assets.stream.clock import NotDue
 from models.guard import Finding, UpdateInterrupted
 from monitoring.alarms import open_alarms
+from pipelines.opening import workspace_of
 from pipelines.run_window import due_window, run_window
 from tests.worlds import EVENTS_A_DAY, make_world
 
@@ -100,6 +101,24 @@ def test_a_process_that_dies_between_reservation_and_training_costs_the_learning
     for day in (2, 3):
         result = run_window(world.window(day), world.workspace)
     assert result.steps["version"]["windows"] == [world.window(2), world.window(3)], "learning goes on with new windows"
+
+
+def test_a_slow_trainer_is_not_taken_for_a_dead_one(world, monkeypatch):
+    world.publish(2)
+    run_window(world.window(0), world.workspace)
+    seen = []
+
+    def slow(*_args, **_kwargs):  # while it trains, a second driver comes by
+        with pytest.raises(NotDue, match="is being trained by another process"):
+            run_window(world.window(1), workspace_of(world.settings, world.journal, world.log))
+        seen.append(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models.training.train", slow)
+    with pytest.raises(KeyboardInterrupt):
+        run_window(world.window(1), world.workspace)
+    monkeypatch.undo()
+    assert seen and run_window(world.window(1), world.again()).steps["adapter"]["kind"] == "crash", "now it has ended"
 
 
 def test_an_interrupted_update_releases_nothing_and_raises_its_alarm(world, monkeypatch):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from assets import training_lease
 from assets.lineage import Lineage, entry_told
 from assets.stream.clock import NotDue, next_window, window_bounds, windows_between
 from assets.stream.columns import columns_of, concatenated
@@ -106,21 +107,32 @@ def _skip(window: str, workspace: Workspace, reason: str) -> Mapping[str, Any]:
 
 
 def _update(job: Job) -> Mapping[str, Any]:
+    workspace = job.workspace
+    if (charge := job.charge()) is not None:
+        if training_lease.held(workspace, job.name):
+            raise NotDue(f"update {job.name} is being trained by another process: its result, or its end, is awaited")
+        return _lost(job, charge)
+    _check_tested(workspace, job.due.windows)
+    base, parent = workspace.base, workspace.parent(job.lineage.head)  # what can be refused is refused before it costs
+    with training_lease.hold(workspace, job.name):
+        try:
+            reservation = _reserve(job)
+        except BudgetExhausted as error:
+            if job.charge() is not None:
+                reason = f"update {job.name} was reserved by another process in this moment: leave it to that one"
+                raise Conflict(reason) from error
+            _alarm(workspace, "budget", job.window, str(error))
+            return _skip(job.window, workspace, str(error))
+        return _train(job, base, parent, reservation)
+
+
+def _train(
+    job: Job, base: bytes, parent: dict[str, Any] | None, reservation: Reservation | None
+) -> Mapping[str, Any]:
     from models.guard import UpdateInterrupted
     from models.training import train
 
     workspace, due = job.workspace, job.due
-    if (charge := job.charge()) is not None:
-        return _lost(job, charge)
-    _check_tested(workspace, due.windows)
-    base, parent = workspace.base, workspace.parent(job.lineage.head)  # what can be refused is refused before it costs
-    try:
-        reservation = _reserve(job)
-    except BudgetExhausted as error:
-        if job.charge() is not None:
-            raise Conflict(f"update {job.name} was reserved by another process in this moment: leave it to that one") from error
-        _alarm(workspace, "budget", job.window, str(error))
-        return _skip(job.window, workspace, str(error))
     parts = [columns_of(workspace.examples(covered)) for covered in due.windows]
     policies = workspace.policies
     rates = job.lineage.next_number() - 1

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,10 @@ def test_hundreds_of_kills_lose_double_and_undercharge_nothing(tmp_path, seed):
 def main(folder, seed, seconds):
     import torch
 
+    from assets import training_lease
+
     torch.set_num_threads(1)  # no pool of threads that a fork would lose
+    training_lease.LEASE = timedelta(0)  # a killed trainer is known to be dead here: its lease need not run out
     random_ = random.Random(seed)
     began, kills, faults, rounds = time.monotonic(), 0, [], 0
     twin = _new(folder / "twin", private=True)
