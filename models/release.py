@@ -248,11 +248,16 @@ def _replace_weakest(draft: Draft, newcomer: Rollout, judge: _Judge, policy: Rol
     """Frees the slot of the shadow with the least evidence; false where none may be replaced yet.
 
     A shadow keeps its slot for `min_blocks` blocks: with updates faster than that every version would be replaced
-    before it could pass. One that a person paused, or that has passed and waits for the canary, keeps it too."""
+    before it could pass. So does the leader, as long as its evidence speaks for it (> 1): where updates come faster than
+    blocks it would else be the only one old enough to be replaced, week after week. One that a person paused, or that
+    has passed and waits for the canary, keeps its slot too."""
+    everyone = draft.board.in_states(State.SHADOW)
+    leader = max(everyone, key=lambda r: judge(r.version).promote_e, default=None)
     shadows = [
-        r for r in draft.board.in_states(State.SHADOW)
+        r for r in everyone
         if judge(r.version).blocks >= policy.min_blocks and not r.paused
         and not judge(r.version).promote_e >= policy.promote_threshold
+        and not (r is leader and judge(r.version).promote_e > 1.0)
     ]
     if not shadows:
         return False

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from security.journal import Conflict, Draft, Journal
+from security.journal import Conflict, Draft, Journal, stamp
 
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=1), timedelta(hours=1)
 
@@ -37,8 +38,26 @@ def next_attempt(attempts: Attempts, now: datetime, *, running: bool) -> tuple[i
 
 def attempts_of(journal: Journal, task: str, window: str) -> Attempts:
     """The tries of a window, as journalled."""
-    tries = [entry for entry in journal.read(f"attempt/{task}") if entry.body["window"] == window]
+    entries = journal.read(f"attempt/{task}")
+    tries = [entry for entry in entries if entry.kind == "attempt.begun" and entry.body["window"] == window]
     return Attempts(len(tries), tries[-1].at) if tries else Attempts()
+
+
+def failed(journal: Journal, task: str, window: str, attempt: int, error: str, *, at: datetime, actor: str) -> None:
+    """Journal why the attempt failed, for `headgate status`."""
+    body = {"window": window, "attempt": attempt, "error": error}
+    journal.append(Draft(f"attempt/{task}", "attempt.failed", body), actor=actor, at=at)
+
+
+def newest_failure(journal: Journal, task: str) -> dict[str, Any] | None:
+    """The body of the newest `attempt.failed` that nothing has followed yet, with `next`, when it is tried again."""
+    entries = journal.read(f"attempt/{task}")
+    if not entries or entries[-1].kind != "attempt.failed":
+        return None
+    body = entries[-1].body
+    tries = attempts_of(journal, task, body["window"])
+    wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** max(0, tries.count - 1))
+    return {**body, "next": stamp((tries.last or entries[-1].at) + wait)}
 
 
 def begin(journal: Journal, task: str, window: str, attempt: int, *, at: datetime, actor: str) -> bool:

@@ -16,13 +16,14 @@ from assets.stream.clock import NotDue
 from assets.stream.log import StreamUnreachable
 from assets.workspace import Workspace
 from monitoring.alarms import raise_alarm
-from pipelines.attempts import attempts_of, begin, next_attempt
+from pipelines.attempts import attempts_of, begin, failed, next_attempt
 from pipelines.run_window import WindowResult, due_window, run_window
 from security.journal import JournalUnreachable
 
 logger = logging.getLogger(__name__)
 POLL = timedelta(seconds=2)
 LONGEST_POLL = timedelta(seconds=30)  # while stream or journal do not answer
+FAILING_TRIES = 2
 UNREACHABLE_TRIES = 3  # an alarm after this many in a row; one failure is a blip
 
 
@@ -93,8 +94,21 @@ def _try(
         return f"window {window} is not due yet: {error}"
     except Exception as error:
         logger.exception("window %s failed in attempt %d; it is tried again, and nothing behind it runs first", window, attempt)
+        _tell(workspace, window, attempt, error)
         return f"window {window} failed in attempt {attempt}: {error}"
     return ""
+
+
+def _tell(workspace: Workspace, window: str, attempt: int, error: Exception) -> None:
+    """Put the failure where `headgate status` finds it; from the second one in a row it is an alarm."""
+    task, now, actor = workspace.task.name, workspace.now(), workspace.actor
+    failed(workspace.journal, task, window, attempt, f"{type(error).__name__}: {error}", at=now, actor=actor)
+    if attempt >= FAILING_TRIES:
+        raise_alarm(
+            workspace.journal, task, kind="stale", window=window, figure=float(attempt), limit=float(FAILING_TRIES),
+            message=f"window {window} failed {attempt} times, last with {type(error).__name__}: {error}", at=now,
+            actor=actor,
+        )  # fmt: skip
 
 
 def _raise_alarm(workspace: Workspace, error: Exception) -> None:

@@ -181,6 +181,18 @@ def test_what_was_spent_can_be_read_after_privacy_was_switched_off(installed, mo
     assert headgate("status", "--json").json["epsilon"] > 0
 
 
+def test_reading_never_makes_an_empty_journal(installed, headgate, monkeypatch, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    file = elsewhere / "headgate.toml"
+    file.write_text('task = "tests.worlds:Blobs"\n')
+    for words in (["status"], ["journal", "verify"], ["privacy", "show"], ["window", "list"], ["rollout", "list"]):
+        monkeypatch.chdir(elsewhere)
+        refused = headgate("--config", str(file), *words)
+        assert refused.code == 1 and "there is no journal at" in refused.err
+    assert not (elsewhere / "var").exists()
+
+
 def test_an_update_that_crashed_counts_in_the_status(installed, headgate):
     """Its charge is under another law than any version's record, so the accountant is asked."""
     journal = Journal(f"sqlite:///{installed}/journal.db")

@@ -249,6 +249,15 @@ def test_the_newest_waiting_version_replaces_the_one_with_the_least_evidence() -
     assert board.head == "base-1"
 
 
+def test_the_leader_keeps_its_slot_when_it_is_the_only_one_old_enough_to_be_replaced() -> None:
+    board = walk(new_board("v1", "v2", "v3"), range(1))
+    board = fold_all(board, enqueue(board, "v4", 4, "v3", T0))
+    young, leader = replace(QUIET, blocks=2), replace(QUIET, promote_e=9.0)
+    assert state(walk(board, range(1, 3), v1=leader, v2=young, v3=young), "v1") is State.SHADOW
+    spoken_against = replace(QUIET, promote_e=0.9)
+    assert state(walk(board, range(1, 3), v1=spoken_against, v2=young, v3=young), "v1") is State.SUPERSEDED
+
+
 def test_a_shadow_keeps_its_slot_until_it_has_had_its_blocks() -> None:
     young = replace(QUIET, blocks=6)
     board = walk(new_board("v1", "v2", "v3"), range(1))

@@ -11,7 +11,7 @@ from assets.stream.kafka import KafkaLog
 from assets.stream.log import StreamUnreachable
 from monitoring.alarms import open_alarms
 from pipelines import worker
-from pipelines.attempts import attempts_of
+from pipelines.attempts import attempts_of, newest_failure
 from pipelines.broker_folder import free_port
 from pipelines.opening import workspace_of
 from tests.gateways import wait_until
@@ -98,10 +98,15 @@ def test_a_failing_window_is_tried_again_ever_later_and_nothing_behind_it_runs(w
         if attempts_of(world.journal, "blobs", world.window(0)).count > before:
             tries.append(minute)
     assert tries == [0, 1, 3, 7, 15]
+    failure = newest_failure(world.journal, "blobs")
+    assert (failure["window"], failure["attempt"]) == (world.window(0), 5) and "FileNotFoundError" in failure["error"]
+    (alarm,) = [alarm for alarm in open_alarms(world.journal, "blobs") if alarm.kind == "stale"]
+    assert alarm.limit == 2.0 and world.window(0) in alarm.message
     assert attempts_of(world.journal, "blobs", world.window(1)).count == 0 and finished(world) == []
     (world.folder / "away").rename(bases)
     world.workspace.wall = lambda: clock + timedelta(hours=1)
     assert run_what_is_due(world).done == 2
+    assert newest_failure(world.journal, "blobs") is None
     assert finished(world) == [world.window(0), world.window(1)]
 
 

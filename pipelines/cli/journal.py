@@ -19,9 +19,9 @@ def journal() -> None:
 @click.pass_context
 def verify(ctx: click.Context, as_json: bool) -> None:
     """Walk the hash chain. Exit code 1 when an entry is missing, changed or out of order."""
-    from security.journal import Journal
+    from pipelines.reading import existing_journal
 
-    found = Journal(settings_from(ctx).journal.url).verify()
+    found = existing_journal(settings_from(ctx)).verify()
     if as_json:
         click.echo(json.dumps({"entries": found.entries, "head": found.head, "faults": list(found.faults)}))
     else:
@@ -38,9 +38,10 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def tail(ctx: click.Context, count: int, stream: str | None, as_json: bool) -> None:
     """Print the newest entries."""
-    from security.journal import Journal, canonical, stamp
+    from pipelines.reading import existing_journal
+    from security.journal import canonical, stamp
 
-    opened = Journal(settings_from(ctx).journal.url)
+    opened = existing_journal(settings_from(ctx))
     entries = opened.read(stream) if stream else opened.tail(after=max(0, opened.head() - count))
     for entry in entries[-count:]:
         if as_json:

@@ -26,10 +26,10 @@ def privacy() -> None:
 @click.pass_context
 def show(ctx: click.Context, as_json: bool) -> None:
     """Budget, epsilon for each labelled event, updates, open reservations and refusals."""
-    from security.journal import Journal
+    from pipelines.reading import existing_journal
 
     settings = settings_from(ctx)
-    books = ledgers(Journal(settings.journal.url), settings)
+    books = ledgers(existing_journal(settings), settings)
     if not books:
         click.echo("nothing was ever charged: no update has been trained under privacy", err=True)
     for ledger in books:

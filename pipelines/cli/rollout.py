@@ -76,7 +76,8 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     """All rollouts, oldest first."""
     board = _desk(ctx).board()
     for one in sorted(board.rollouts.values(), key=lambda r: r.number):
-        line = f"{one.version}  {one.state.value:<12}  since {one.state_since:%Y-%m-%d %H:%M}  {one.reason}"
+        state = f"{one.state.value}{', PAUSED' if one.paused else ''}"
+        line = f"{one.version}  {state:<12}  since {one.state_since:%Y-%m-%d %H:%M}  {one.reason}"
         click.echo(json.dumps(one.to_body()) if as_json else line)
 
 

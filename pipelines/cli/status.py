@@ -26,6 +26,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
 def collect(ctx: click.Context) -> dict[str, Any]:
     """The figures of the status, by name."""
     from monitoring.alarms import open_alarms
+    from pipelines.attempts import newest_failure
     from pipelines.cli.privacy import spent
     from pipelines.reading import journal_and_task, read_board, read_lineage
 
@@ -34,7 +35,7 @@ def collect(ctx: click.Context) -> dict[str, Any]:
     board, lineage = read_board(journal, task), read_lineage(journal, task)
     finished = [entry for entry in journal.read(f"window/{task}") if entry.kind == "window.finished"]
     canary = board.canary
-    alarms = open_alarms(journal, task)
+    alarms, failure = open_alarms(journal, task), newest_failure(journal, task)
     return {
         "task": task,
         "stable": board.stable,
@@ -43,6 +44,7 @@ def collect(ctx: click.Context) -> dict[str, Any]:
         "versions": len(lineage.versions),
         "windows": len(finished),
         "newest_window": finished[-1].body["window"] if finished else None,
+        "failing_window": f"{failure['window']}: {failure['error']} (tried again {failure['next'][:19]}Z)" if failure else None,
         "epsilon": spent(journal, settings, lineage),
         "open_alarms": len(alarms),
         "newest_alarm": alarms[0].message if alarms else None,

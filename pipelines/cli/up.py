@@ -22,10 +22,17 @@ GRACE_SECONDS = 20.0  # the gateway drains its recorder when it is told to stop
 @click.pass_context
 def up(ctx: click.Context) -> None:
     """Start everything this installation needs, and stop it with Ctrl-C. Exit code 1 when a part ends by itself."""
+    from monitoring.verdict import lint
     from pipelines.broker import open_log
     from pipelines.opening import create_topics
+    from pipelines.reading import journal_and_task, read_lineage
 
     settings = settings_from(ctx)
+    journal, task = journal_and_task(settings)
+    read_lineage(journal, task).registered_base()  # without one every window would fail
+    journal.close()
+    for warning in lint(settings.rollout):
+        click.echo(f"the release policy: {warning}", err=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
