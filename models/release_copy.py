@@ -19,8 +19,8 @@ from models.task import Columns, Task
 from security import watermark
 
 LEAST_AGREEMENT = 0.99  # below, the stamp would be felt by users
-# The strongest stamp that is not felt. At .30 one flight adapter in five agrees with its clean copy on 98.9 % of answers
-# only, those close to one half; the self-test reads any of these strengths alike, attacks leave less of a weaker one.
+# The strongest stamp that is not felt. At .30 one flight adapter among several hundred agreed with its clean copy on
+# 98.9 % of answers only; small, noisy adapters do so often. The self-test reads any of these strengths alike, attacks leave less of a weaker one.
 STRENGTHS = (0.30, 0.20, 0.15, 0.10)
 
 
