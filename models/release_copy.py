@@ -20,7 +20,8 @@ from security import watermark
 
 LEAST_AGREEMENT = 0.99  # below, the stamp would be felt by users
 # The strongest stamp that is not felt. At .30 one flight adapter among several hundred agreed with its clean copy on
-# 98.9 % of answers only; small, noisy adapters do so often. The self-test reads any of these strengths alike, attacks leave less of a weaker one.
+# 98.9 % of answers only; small, noisy adapters do so often. The self-test reads any of these strengths alike, attacks
+# leave less of a weaker one.
 STRENGTHS = (0.30, 0.20, 0.15, 0.10)
 
 
