@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.steps import FINISHED, STEPS, Step, finish
+from assets.steps import STEPS, Step, finish
 
 TRAINER_POOL = "headgate_trainer"
 SHOWN = 400  # characters of a text in the metadata
@@ -79,6 +79,3 @@ def metadata(body: Mapping[str, Any]) -> dict[str, Any]:
 def content_hash(body: Mapping[str, Any]) -> str:
     """The same body is the same data version, so a repeated run marks nothing stale."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-__all__ = ["FINISHED", "TRAINER_POOL", "UPSTREAM", "content_hash", "metadata", "window_assets"]
