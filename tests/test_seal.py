@@ -6,6 +6,7 @@ import hashlib
 import sqlite3
 from datetime import timedelta
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -199,7 +200,7 @@ def test_a_log_that_answers_with_the_wrong_records_is_not_believed(small):
         def read(self, topic, partition, start, end):
             for batch in super().read(topic, partition, start, end):
                 yield batch
-                yield batch[-1:]
+                yield batch.take(np.arange(len(batch)) == len(batch) - 1)
 
     some(small)
     small.cut(0)

@@ -7,18 +7,22 @@ it), and does not know Kafka. It is the one user of sqlite3 outside `security/`,
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from assets.stream.batch import Batch, pack
 from assets.stream.log import (
     Bounds,
+    Header,
     Outgoing,
     Record,
     StreamUnreachable,
@@ -48,7 +52,7 @@ CREATE TABLE IF NOT EXISTS partitions (
     peak INTEGER NOT NULL, PRIMARY KEY (topic, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS records (
     topic INTEGER NOT NULL, part INTEGER NOT NULL, at INTEGER NOT NULL, timestamp INTEGER NOT NULL,
-    peak INTEGER NOT NULL, key BLOB, value BLOB, PRIMARY KEY (topic, part, at));
+    peak INTEGER NOT NULL, key BLOB, value BLOB, headers TEXT, PRIMARY KEY (topic, part, at));
 CREATE INDEX IF NOT EXISTS records_by_peak ON records (topic, part, peak, at);
 """
 
@@ -57,7 +61,7 @@ class EmbeddedLog:
     """EventLog in the file `path` (made when missing). timeout: seconds to wait for another process's write."""
 
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
-        self.path = path
+        self.path, self._timeout = path, timeout
         self._lock = threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._told("to open"):
@@ -67,6 +71,8 @@ class EmbeddedLog:
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
+                if "headers" not in [row[1] for row in self._db.execute("PRAGMA table_info(records)")]:
+                    self._db.execute("ALTER TABLE records ADD COLUMN headers TEXT")  # a file from before 0.2
                 fresh = (f"embedded-{uuid.uuid4()}",)
                 self._db.execute("INSERT INTO cluster SELECT ? WHERE NOT EXISTS (SELECT 1 FROM cluster)", fresh)
 
@@ -125,14 +131,14 @@ class EmbeddedLog:
         ).fetchone()
         return None if hit is None else int(hit[0])
 
-    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[list[Record]]:
+    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Batch]:
         position = start
         while position < end:
-            batch = self._batch(topic, partition, position, end)
-            position = batch[-1].offset + 1
-            yield batch
+            records = self._records(topic, partition, position, end)
+            begin, position = position, records[-1].offset + 1
+            yield pack(partition, begin, position, records)
 
-    def _batch(self, topic: str, partition: int, start: int, end: int) -> list[Record]:
+    def _records(self, topic: str, partition: int, start: int, end: int) -> list[Record]:
         """The next records of a range, complete up to the last of them; never empty (else OffsetsGone)."""
         batch: list[Record] = []
         size = 0
@@ -146,12 +152,12 @@ class EmbeddedLog:
             if error := gone(topic, partition, start, end, bounds):
                 raise error
             rows = self._db.execute(
-                "SELECT at, timestamp, key, value FROM records WHERE topic = ? AND part = ? AND at >= ? AND at < ? "
+                "SELECT at, timestamp, key, value, headers FROM records WHERE topic = ? AND part = ? AND at >= ? AND at < ? "
                 "ORDER BY at LIMIT ?",
                 (number, partition, start, end, BATCH_RECORDS),
             )
-            for offset, timestamp, key, value in rows:
-                batch.append(Record(partition, offset, timestamp, key, value))
+            for offset, timestamp, key, value, headers in rows:
+                batch.append(Record(partition, offset, timestamp, key, value, _headers(headers)))
                 size += len(value or b"")
                 if size > BATCH_BYTES:
                     rows.close()
@@ -182,9 +188,9 @@ class EmbeddedLog:
                 stamp = now if record.timestamp is None or kind == "LogAppendTime" else record.timestamp
                 offset, peak = ends[part]
                 peak = max(peak, stamp)
-                fresh.append((number, part, offset, stamp, peak, record.key, record.value))
+                fresh.append((number, part, offset, stamp, peak, record.key, record.value, _headers_text(record.headers)))
                 ends[part] = (offset + 1, peak)
-            self._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", fresh)
+            self._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", fresh)
             self._db.executemany(
                 "UPDATE partitions SET latest = ?, peak = ? WHERE topic = ? AND number = ?",
                 [(latest, peak, number, part) for part, (latest, peak) in ends.items()],
@@ -199,6 +205,9 @@ class EmbeddedLog:
                 "UPDATE partitions SET earliest = MIN(latest, MAX(earliest, ?)) WHERE topic = ? AND number = ?",
                 (before, number, partition),
             )
+
+    def opener(self) -> Callable[[], EmbeddedLog]:
+        return partial(EmbeddedLog, self.path.absolute(), timeout=self._timeout)
 
     def close(self) -> None:
         with self._lock:
@@ -235,3 +244,14 @@ class EmbeddedLog:
                     f"the embedded log {self.path}, asked for {what}: {error}; "
                     "check the disk, and that no other process holds the file"
                 ) from error
+
+
+def _headers_text(headers: tuple[Header, ...]) -> str | None:
+    """Headers as JSON, null for none: bytes as Latin-1 text, which has a character for each byte."""
+    pairs = [(name, value if value is None else value.decode("latin-1")) for name, value in headers]
+    return json.dumps(pairs) if pairs else None
+
+
+def _headers(text: str | None) -> tuple[Header, ...]:
+    found = json.loads(text) if text else []
+    return tuple((name, value if value is None else value.encode("latin-1")) for name, value in found)

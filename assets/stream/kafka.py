@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from kafka.admin import ConfigResource
 from kafka.errors import KafkaError
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
+from assets.stream.batch import Batch, pack
 from assets.stream.deadline import Overdue, Reopening
 from assets.stream.log import (
     MAX_RECORD_BYTES,
@@ -109,7 +111,7 @@ class KafkaLog:
     ) -> None:
         _check_client()
         self.bootstrap_servers = bootstrap_servers
-        self._timeout = timeout
+        self._timeout, self._client = timeout, dict(client or {})
         limit = int(timeout * 1000)
         shared: dict[str, Any] = {
             "bootstrap_servers": [server.strip() for server in bootstrap_servers.split(",")],
@@ -118,7 +120,7 @@ class KafkaLog:
             "request_timeout_ms": limit,
             "metadata_max_age_ms": 60_000,
             "reconnect_backoff_max_ms": 500,  # the default, 30 s, makes a broker that is back look dead
-            **(client or {}),
+            **self._client,
         }
         delivery = {"delivery_timeout_ms": limit + 1000, "max_block_ms": limit}
         self._admin: Reopening[Any] = Reopening("kafka-admin", lambda: KafkaAdminClient(**shared), timeout + 1)
@@ -186,7 +188,7 @@ class KafkaLog:
         kind: TimestampType = "LogAppendTime" if configs["message.timestamp.type"] == "LogAppendTime" else "CreateTime"
         return TopicBounds(topic, str(description["topic_id"]), self.cluster_id(), found, kind, after)
 
-    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[list[Record]]:
+    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Batch]:
         if start >= end:
             return
         self._check_range(topic, partition, start, end)
@@ -209,19 +211,20 @@ class KafkaLog:
                 time.sleep(0.1)
                 continue
             self._reading, generation = me, self._consumer.generation
-            batch = [
-                Record(partition, record.offset, record.timestamp, record.key, record.value)
+            found = [
+                Record(
+                    partition, record.offset, record.timestamp, record.key, record.value, tuple(record.headers or ())
+                )
                 for record in records
                 if record.offset < end
             ]
             if reached > position:
-                position, moved = reached, time.monotonic()
+                begin, position, moved = position, reached, time.monotonic()
+                yield pack(partition, begin, min(position, end), found)
+                moved = time.monotonic()  # the caller's time is not the broker's
             elif time.monotonic() - moved > self._timeout:
                 self._consumer.drop()
                 raise self._unreachable(f"no progress at {place}", Overdue(f"{self._timeout:.0f} s without a record"))
-            if batch:
-                yield batch
-                moved = time.monotonic()  # the caller's time is not the broker's
 
     def append(self, topic: str, records: Iterable[Outgoing]) -> int:
         if topic not in self._known:
@@ -242,6 +245,9 @@ class KafkaLog:
                 ) from error
             written += len(chunk)
         return written
+
+    def opener(self) -> Callable[[], KafkaLog]:
+        return partial(KafkaLog, self.bootstrap_servers, timeout=self._timeout, client=self._client)
 
     def close(self) -> None:
         for client in (self._producer, self._consumer, self._admin):
@@ -347,7 +353,9 @@ def _send(producer: Any, topic: str, chunk: list[Outgoing], position: int) -> No
         raise kafka_errors.UnknownTopicOrPartitionError(topic)
     parts = [partition_of(record, count, position + index) for index, record in enumerate(chunk)]  # before any is sent
     futures = [
-        producer.send(topic, record.value, record.key, partition=part, timestamp_ms=record.timestamp)
+        producer.send(
+            topic, record.value, record.key, partition=part, timestamp_ms=record.timestamp, headers=list(record.headers)
+        )
         for record, part in zip(chunk, parts, strict=True)
     ]
     producer.flush()

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import difflib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+if TYPE_CHECKING:
+    from assets.stream.batch import Batch
+
+Header = tuple[str, bytes | None]
 TimestampType = Literal["CreateTime", "LogAppendTime"]
 
 # Apache Kafka's own default is 1 MiB (`max.message.bytes`); an event with an embedded document can be larger, and one
@@ -54,6 +58,7 @@ class Outgoing:
     value: bytes | None
     timestamp: int | None = None
     partition: int | None = None
+    headers: tuple[Header, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class Record:
     timestamp: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[Header, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +113,12 @@ class EventLog(Protocol):
     def bounds(self, topic: str, at: datetime) -> TopicBounds:
         """The bounds of every partition now, and the first offsets at or after `at`."""
 
-    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[list[Record]]:
-        """Every record with start <= offset < end, in offset order, in lists as they come.
+    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Batch]:
+        """Every record with start <= offset < end, in offset order, in batches as they come.
 
-        Offsets may have holes (transaction markers, aborted records). Raises OffsetsGone with the exact gap when the
-        range begins before the earliest or ends after the latest offset, StreamUnreachable when nothing moves.
+        The batches account for [start, end) without a hole or an overlap; a batch may have no records (transaction
+        markers, aborted records). Raises OffsetsGone with the exact gap when the range begins before the earliest or
+        ends after the latest offset, or when the log does not hold together; StreamUnreachable when nothing moves.
         """
 
     def append(self, topic: str, records: Iterable[Outgoing]) -> int:
@@ -119,6 +126,9 @@ class EventLog(Protocol):
 
         After StreamUnreachable a part of the records may be in the log: appending again may double them.
         """
+
+    def opener(self) -> Callable[[], EventLog]:
+        """What opens the same log in another process; it can be pickled."""
 
     def close(self) -> None:
         """Let go of connections. The object must not be used afterwards."""
@@ -143,10 +153,11 @@ def partition_of(record: Outgoing, partitions: int, position: int) -> int:
 
 
 def check_record(topic: str, record: Outgoing) -> int:
-    """The bytes of a record's key and value. Raises RecordRefused for an empty or an oversized one."""
+    """The bytes of a record's key, value and headers. Raises RecordRefused for an empty or an oversized one."""
     if record.key is None and record.value is None:
         raise RecordRefused(f"a record for topic {topic!r} has neither key nor value: give it at least one of them")
     size = len(record.key or b"") + len(record.value or b"")
+    size += sum(len(name.encode()) + len(value or b"") for name, value in record.headers)
     if size > MAX_RECORD_BYTES:
         raise RecordRefused(
             f"a record of {size} bytes for topic {topic!r} > the limit of {MAX_RECORD_BYTES}: "

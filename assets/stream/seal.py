@@ -263,7 +263,7 @@ def _read(log: EventLog, topic: str, part: int, start: int, end: int) -> list[Re
                     f"where one of [{position}, {end}) was due: nothing was sealed, run the window again"
                 )
             position = record.offset + 1
-        records += batch
+            records.append(record)
     return records
 
 
