@@ -19,6 +19,7 @@ from assets.stream.cut import Topics
 from assets.stream.history import History
 from assets.stream.join import find_examples, read_examples
 from assets.stream.log import EventLog
+from assets.stream.seal import SealPolicy
 from assets.stream.store import StoreDamaged
 from assets.update_due import UpdatePolicy
 from models import release_board
@@ -56,7 +57,7 @@ class Policies:
     retention: RetentionConfig = RetentionConfig()
     rollout: RolloutPolicy = RolloutPolicy()
     drift: DriftConfig = DriftConfig()
-    max_reject_share: float = 0.01
+    seal: SealPolicy = SealPolicy()
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from assets.stream.cut import Topics
 from assets.stream.log import EventLog, TimestampType
+from assets.stream.seal import SealPolicy
 from assets.workspace import Policies, Workspace
 from models.task import Task, load_task
 from pipelines.settings import Settings, SettingsError
@@ -57,7 +58,7 @@ def policies_of(settings: Settings) -> Policies:
     return Policies(
         window=settings.window, update=settings.update, adapter=settings.adapter, training=settings.training,
         privacy=settings.privacy, guard=settings.guard, retention=settings.retention, rollout=settings.rollout,
-        drift=settings.drift, max_reject_share=settings.stream.max_reject_share,
+        drift=settings.drift, seal=SealPolicy(settings.stream.max_reject_share),
     )  # fmt: skip
 
 

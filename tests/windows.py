@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from assets.stream.clock import WindowPolicy, window_id
 from assets.stream.cut import Cut, Topics, cut
+from assets.stream.formats import formats_of
 from assets.stream.history import History
 from assets.stream.join import Examples, join
 from assets.stream.log import EventLog, Outgoing
-from assets.stream.seal import SealedWindow, schemas_of, seal
+from assets.stream.seal import SealedWindow, SealPolicy, seal
 from security.journal import Draft, Journal, stamp
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -66,6 +67,7 @@ class Stream:
     policy: WindowPolicy = HOURLY
     horizon: timedelta = HORIZON
     max_reject_share: float = 0.5
+    processes: int = 1
     task: str = "delays"
 
     def __post_init__(self) -> None:
@@ -96,8 +98,8 @@ class Stream:
             self.log,
             self.root,
             self.window(number),
-            schemas_of(self.topics, EVENT, LABEL),
-            max_reject_share=self.max_reject_share,
+            formats_of(self.topics, EVENT, LABEL),
+            policy=SealPolicy(self.max_reject_share, self.processes),
             now=NOW,
             actor="test",
         )
@@ -123,7 +125,7 @@ class Stream:
         names = dict(zip(self.topics.all, ("events", "labels", "predictions"), strict=True))
         found = {}
         for path in sorted(self.root.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.root).parts):
                 key = str(path.relative_to(self.root))
                 for name, plain in names.items():
                     key = key.replace(name, plain)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from assets.stream.cut import cut
-from assets.stream.seal import schemas_of, seal
+from assets.stream.formats import formats_of
+from assets.stream.seal import seal
 from assets.workspace import Workspace
 
 
@@ -21,8 +22,8 @@ def window(window: str, workspace: Workspace) -> Mapping[str, Any]:
         workspace.log,
         workspace.store,
         window,
-        schemas_of(workspace.topics, task.event, task.label),
-        max_reject_share=policies.max_reject_share,
+        formats_of(workspace.topics, task.event, task.label),
+        policy=policies.seal,
         now=workspace.now(),
         actor=workspace.actor,
     )

@@ -1,14 +1,16 @@
 """The seal: the records of a cut as immutable Parquet files, one for each topic partition, and one for the rejected.
 
-A pure function of the cut: the same bytes on every run, whatever the log's batches were. Files first, then the journal
-entry `window.sealed` with their hashes; a crash between the two is repaired by running again. It knows the log and the
-store; it does not know when a window is due, nor how events and labels belong together.
+A pure function of the cut: the same bytes on every run, whatever the log's batches were and however many processes read
+it. Files first, then the journal entry `window.sealed` with their hashes; a crash between the two is repaired by running
+again. It knows the store and the journal; it does not know when a window is due, nor how events and labels belong
+together. What happens to one partition is in part.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,48 +19,57 @@ import pyarrow as pa
 
 from assets.stream import store
 from assets.stream.clock import NotDue
-from assets.stream.cut import Cut, Topics, check_identity, find_cut
-from assets.stream.decode import Decoder, Rejected
+from assets.stream.crew import seal_parts
+from assets.stream.cut import Cut, check_identity, find_cut
+from assets.stream.formats import EVENT_ID, ValueFormat
 from assets.stream.history import SEALED, History
-from assets.stream.log import EventLog, OffsetsGone, Record
-from assets.stream.predictions import PREDICTION_SCHEMA
+from assets.stream.log import EventLog, OffsetsGone
+from assets.stream.part import CURE, REJECT_SCHEMA, PartJob, SealedPart, TooManyRejects, reasons
+from assets.stream.proof import SealIncomplete
 
-EVENT_ID = "event_id"
-REASONS_SHOWN = 3
-REJECT_SCHEMA = pa.schema(
-    [
-        pa.field("_topic", pa.string(), nullable=False),
-        pa.field("_partition", pa.int32(), nullable=False),
-        pa.field("_offset", pa.int64(), nullable=False),
-        pa.field("_timestamp", store.MILLISECONDS, nullable=False),
-        pa.field("key", pa.binary()),
-        pa.field("value", pa.binary()),
-        pa.field("error", pa.string(), nullable=False),
-    ]
-)
+__all__ = [
+    "EVENT_ID",
+    "REJECT_SCHEMA",
+    "SealDiffers",
+    "SealIncomplete",
+    "SealPolicy",
+    "SealedFile",
+    "SealedWindow",
+    "TooManyRejects",
+    "find_sealed",
+    "read_sealed",
+    "seal",
+    "verify_sealed",
+]
 
-
-class SealIncomplete(Exception):
-    """The log did not give every record of the cut, in order, once."""
+Gaps = Mapping[tuple[str, int], Sequence[tuple[int, int]]]
 
 
 class SealDiffers(Exception):
     """Sealing the window again gives other bytes than the journal names: the log or the schema has changed."""
 
 
-class TooManyRejects(Exception):
-    """More records of a topic are poison than `stream.max_reject_share` allows."""
+@dataclass(frozen=True, slots=True)
+class SealPolicy:
+    """max_reject_share: more unreadable records of a topic fail the window. processes: see crew.seal_parts."""
+
+    max_reject_share: float = 0.01
+    processes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SealedFile:
-    """A Parquet file of the store. `path` is relative to it; `topic` and `partition` are None in the reject file."""
+    """A Parquet file of the store. `path` is relative to it; `topic` and `partition` are None in the reject file.
+
+    fingerprint: of the part of the log it was made of (proof.py); "" in the reject file, and before 0.2.
+    """
 
     path: str
     topic: str | None
     partition: int | None
     sha256: str
     rows: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +77,10 @@ class SealedWindow:
     """What `window.sealed` says.
 
     rows, rejects: records that are in the files, and those that are in the reject file. gaps: offsets of the cut that
-    hold no record (markers of transactions, aborted records). arrived: the smallest and largest time stamp of a topic's
-    rows, in ms since 1970; None without rows.
+    hold no record (markers of transactions, aborted records). accepted: [topic, partition, start, end] of offsets that
+    were lost, and accepted as lost. arrived: the smallest and largest time stamp of a topic's rows, in ms since 1970;
+    None without rows. schema_ids: by topic, of the writers' schemas in a registry. pyarrow, layout: with others, the
+    same rows are other bytes.
     """
 
     window: str
@@ -79,6 +92,9 @@ class SealedWindow:
     arrived: Mapping[str, tuple[int, int] | None]
     cut_hash: str
     pyarrow: str
+    layout: int = 1
+    accepted: tuple[tuple[str, int, int, int], ...] = ()
+    schema_ids: Mapping[str, list[int]] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
         """As it is journalled."""
@@ -86,7 +102,10 @@ class SealedWindow:
         return {
             "window": self.window,
             "files": [
-                {"path": f.path, "topic": f.topic, "partition": f.partition, "sha256": f.sha256, "rows": f.rows}
+                {
+                    "path": f.path, "topic": f.topic, "partition": f.partition, "sha256": f.sha256, "rows": f.rows,
+                    "fingerprint": f.fingerprint,
+                }
                 for f in self.files
             ],
             "rows": dict(self.rows),
@@ -96,11 +115,14 @@ class SealedWindow:
             "arrived": {topic: span and list(span) for topic, span in self.arrived.items()},
             "cut_hash": self.cut_hash,
             "pyarrow": self.pyarrow,
-        }
+            "layout": self.layout,
+            "accepted": [list(gap) for gap in self.accepted],
+            "schema_ids": dict(self.schema_ids),
+        }  # fmt: skip
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> SealedWindow:
-        """The inverse of `body`."""
+        """The inverse of `body`; one written before 0.2 lacks the last three."""
         rejected = body["rejects_file"]
         return cls(
             window=body["window"],
@@ -112,16 +134,14 @@ class SealedWindow:
             arrived={topic: span and (span[0], span[1]) for topic, span in body["arrived"].items()},
             cut_hash=body["cut_hash"],
             pyarrow=body["pyarrow"],
+            layout=body.get("layout", 1),
+            accepted=tuple((gap[0], gap[1], gap[2], gap[3]) for gap in body.get("accepted", ())),
+            schema_ids=body.get("schema_ids", {}),
         )
 
     def all_files(self) -> list[SealedFile]:
         """Every file of the window, the reject file included."""
         return [*self.files, *([self.rejects_file] if self.rejects_file else [])]
-
-
-def schemas_of(topics: Topics, event: pa.Schema, label: pa.Schema) -> dict[str, pa.Schema]:
-    """Topic -> schema of its values, for a task's event and label schemas."""
-    return {topics.events: event, topics.labels: label, topics.predictions: PREDICTION_SCHEMA}
 
 
 def find_sealed(history: History, window: str) -> SealedWindow | None:
@@ -135,16 +155,17 @@ def seal(
     log: EventLog,
     root: Path,
     window: str,
-    schemas: Mapping[str, pa.Schema],
+    formats: Mapping[str, ValueFormat],
     *,
-    max_reject_share: float,
+    policy: SealPolicy,
     now: datetime,
     actor: str,
+    gaps: Gaps | None = None,
 ) -> SealedWindow:
     """Seal a window that is cut; one that is sealed is checked against its hashes and returned.
 
-    root: the store. schemas: topic -> pyarrow schema of its values, each with a field `event_id`. now: the wall clock.
-    A missing file of a sealed window is restored from the log. Raises NotDue without a cut; TooManyRejects,
+    root: the store. formats: topic -> how its values are read. gaps: offsets that are lost and accepted as lost. now: the
+    wall clock. A missing file of a sealed window is restored from the log. Raises NotDue without a cut; TooManyRejects,
     SealIncomplete, OffsetsGone, IdentityChanged with nothing journalled; SealDiffers, StoreDamaged.
     """
     decided = find_cut(history.refresh(), window)
@@ -154,12 +175,17 @@ def seal(
     if known is not None and all(store.present(root, file.path) for file in known.all_files()):
         verify_sealed(root, known)
         return known
-    made, payloads = _seal(history.task, log, decided, schemas, max_reject_share if known is None else 1.0)
     if known is not None:
-        _check_same(known, made)
-    for path, payload in payloads.items():
-        store.put(root, path, payload)
-    store.settle(root, store.window_folder(history.task, window))
+        policy = SealPolicy(1.0, policy.processes)  # what was accepted once is only made again
+        gaps = _accepted(known)
+    folder = store.window_folder(history.task, window)
+    with store.attempt(root, folder) as attempt:
+        made, files = make_window(log, decided, folder, formats, policy, gaps or {}, attempt)
+        if known is not None:
+            _check_same(known, made)
+        for path, file in files.items():
+            store.publish(file, root, path)
+    store.settle(root, folder)
     entry = history.once(SEALED, made.body(), actor=actor, at=now)
     _check_same(SealedWindow.of(entry.body), made)
     return made
@@ -168,7 +194,7 @@ def seal(
 def verify_sealed(root: Path, sealed: SealedWindow) -> None:
     """Raises StoreDamaged when a file of the window is missing or has other bytes than were journalled."""
     for file in sealed.all_files():
-        store.get(root, file.path, file.sha256)
+        store.check(root, file.path, file.sha256)
 
 
 def read_sealed(root: Path, sealed: SealedWindow, topic: str, columns: list[str] | None = None) -> pa.Table:
@@ -179,131 +205,129 @@ def read_sealed(root: Path, sealed: SealedWindow, topic: str, columns: list[str]
     return pa.concat_tables(store.table(store.get(root, file.path, file.sha256), columns) for file in files)
 
 
+def _accepted(known: SealedWindow) -> Gaps:
+    found = defaultdict(list)
+    for topic, part, start, end in known.accepted:
+        found[topic, part].append((start, end))
+    return found
+
+
 def _check_same(known: SealedWindow, made: SealedWindow) -> None:
-    hashes = {file.path: file.sha256 for file in made.all_files()}
+    hashes = {file.path: file for file in made.all_files()}
     for file in known.all_files():
-        found = hashes.pop(file.path, "no such file")
-        if found != file.sha256:
+        found = hashes.pop(file.path, None)
+        if found is None or found.sha256 != file.sha256:
             raise SealDiffers(
-                f"window {known.window}: sealed again, {file.path} has sha256 {found[:16]}, the journal says "
-                f"{file.sha256[:16]} (pyarrow {made.pyarrow}, then {known.pyarrow}): the log was rewritten, or the "
-                "task's schema changed. A sealed window never changes: bring the old schema, log or file back"
+                f"window {known.window}: sealed again, {file.path} has sha256 "
+                f"{found.sha256[:16] if found else 'no such file'}, the journal says {file.sha256[:16]}: "
+                f"{_why(known, made, file, found)}. A sealed window never changes: bring the old schema, log or file back"
             )
     if hashes:
         extra = min(hashes)
         raise SealDiffers(f"window {known.window}: sealed again, it has {extra}, which the journal does not name")
 
 
-# -- the pure part ----------------------------------------------------------------------------------------------------
+def _why(known: SealedWindow, made: SealedWindow, file: SealedFile, found: SealedFile | None) -> str:
+    """What the fingerprint and the versions say about a difference."""
+    prints = (file.fingerprint, found.fingerprint if found else "")
+    if all(prints) and prints[0].split(":")[0] == prints[1].split(":")[0] and prints[0] != prints[1]:
+        return "the log was rewritten (another fingerprint for the same offsets)"
+    versions = ((known.pyarrow, known.layout), (made.pyarrow, made.layout))
+    if versions[0] != versions[1]:
+        return f"written by pyarrow {known.pyarrow} layout {known.layout}, now {made.pyarrow} layout {made.layout}"
+    return "the log was rewritten, or the task's schema changed"
 
 
-def _seal(
-    task: str, log: EventLog, decided: Cut, schemas: Mapping[str, pa.Schema], max_reject_share: float
-) -> tuple[SealedWindow, dict[str, bytes]]:
-    """The sealed window, and the bytes of its files by path."""
-    folder = store.window_folder(task, decided.window)
-    files: list[SealedFile] = []
-    payloads: dict[str, bytes] = {}
-    rejects: list[tuple[str, Rejected]] = []
-    rows, gaps, arrived = dict[str, int](), dict[str, int](), dict[str, tuple[int, int] | None]()
-    for topic in decided.topics:
-        decoder = Decoder(schemas[topic], required=(EVENT_ID,))
-        tables, poison, gaps[topic] = _decode_topic(log, decided, topic, decoder)
-        rows[topic] = sum(table.num_rows for table in tables.values())
-        _check_share(decided.window, topic, rows[topic], poison, max_reject_share)
-        rejects += [(topic, rejected) for rejected in poison]
-        arrived[topic] = _arrived(tables)
-        for part, table in tables.items():
-            path = f"{folder}/{topic}-{part}.parquet"
-            files.append(_file(path, topic, part, table, payloads))
-    rejects_file = _file(f"{folder}/rejects.parquet", None, None, _rejects(rejects), payloads) if rejects else None
+# -- making it: no journal ---------------------------------------------------------------------------------------------
+
+
+def make_window(
+    log: EventLog,
+    decided: Cut,
+    folder: str,
+    formats: Mapping[str, ValueFormat],
+    policy: SealPolicy,
+    gaps: Gaps,
+    attempt: Path,
+) -> tuple[SealedWindow, dict[str, Path]]:
+    """The sealed window, and its files: path in the store -> where the file was made, inside `attempt`."""
+    jobs = _jobs(decided, formats, policy, gaps, attempt)
+    try:
+        parts = seal_parts(log, jobs, policy.processes)
+    except OffsetsGone:  # of another topic, any offset may be gone
+        _check_identity(log, decided)
+        raise
+    _check_identity(log, decided)
+    rows, files, made = defaultdict[str, int](int), [], dict[str, Path]()
+    for job, part in zip(jobs, parts, strict=True):
+        path = f"{folder}/{part.topic}-{part.partition}.parquet"
+        made[path] = job.file
+        files.append(SealedFile(path, part.topic, part.partition, part.sha256, part.rows, part.fingerprint))
+        rows[part.topic] += part.rows
+    rejects = pa.concat_tables(part.rejects for part in parts)
+    _check_share(decided.window, rows, parts, policy.max_reject_share)
+    rejects_file = None
+    if rejects.num_rows:
+        path = f"{folder}/rejects.parquet"
+        made[path] = attempt / "rejects.parquet"
+        with store.RowGroups(made[path], REJECT_SCHEMA) as writer:
+            writer.add(rejects)
+        rejects_file = SealedFile(path, None, None, writer.sha256, rejects.num_rows)
     sealed = SealedWindow(
         window=decided.window,
         files=tuple(files),
-        rows=rows,
-        rejects=len(rejects),
+        rows=dict(rows),
+        rejects=rejects.num_rows,
         rejects_file=rejects_file,
-        gaps=gaps,
-        arrived=arrived,
+        gaps={topic: sum(part.empty for part in parts if part.topic == topic) for topic in decided.topics},
+        arrived={topic: _arrived(parts, topic) for topic in decided.topics},
         cut_hash=decided.digest(),
         pyarrow=pa.__version__,
+        layout=store.LAYOUT,
+        accepted=tuple((job.topic, job.partition, *gap) for job in jobs for gap in job.gaps),
+        schema_ids=_schema_ids(parts),
     )
-    return sealed, payloads
+    return sealed, made
 
 
-def _decode_topic(
-    log: EventLog, decided: Cut, topic: str, decoder: Decoder
-) -> tuple[dict[int, pa.Table], list[Rejected], int]:
-    tables: dict[int, pa.Table] = {}
-    rejects: list[Rejected] = []
-    gaps = 0
-    try:
-        for part, (start, end) in decided.topics[topic].partitions.items():
-            records = _read(log, topic, part, start, end)
-            gaps += end - start - len(records)
-            decoded = decoder.decode(records)
-            tables[part] = decoded.table
-            rejects += decoded.rejects
-    except OffsetsGone:
-        check_identity(decided, log.bounds(topic, decided.end))  # of another topic, any offset may be gone
-        raise
-    check_identity(decided, log.bounds(topic, decided.end))
-    return tables, rejects, gaps
+def _jobs(
+    decided: Cut, formats: Mapping[str, ValueFormat], policy: SealPolicy, gaps: Gaps, attempt: Path
+) -> list[PartJob]:
+    jobs = []
+    for number, (name, topic) in enumerate(decided.topics.items()):
+        offsets = sum(end - start for start, end in topic.partitions.values())
+        most = policy.max_reject_share * offsets
+        for part, (start, end) in topic.partitions.items():
+            holes = tuple((max(low, start), min(high, end)) for low, high in gaps.get((name, part), ()) if low < end)
+            file = attempt / f"{number}-{part}"
+            jobs.append(PartJob(name, part, start, end, tuple(h for h in holes if h[0] < h[1]), formats[name], file, most))
+    return jobs
 
 
-def _read(log: EventLog, topic: str, part: int, start: int, end: int) -> list[Record]:
-    """Every record of [start, end): the log says so by ending without an error, the offsets are checked here."""
-    records: list[Record] = []
-    position = start
-    for batch in log.read(topic, part, start, end):
-        for record in batch:
-            if record.partition != part or not position <= record.offset < end:
-                raise SealIncomplete(
-                    f"{topic!r} partition {part}: the log gave offset {record.offset} of partition {record.partition} "
-                    f"where one of [{position}, {end}) was due: nothing was sealed, run the window again"
-                )
-            position = record.offset + 1
-            records.append(record)
-    return records
+def _check_identity(log: EventLog, decided: Cut) -> None:
+    for topic in decided.topics:
+        check_identity(decided, log.bounds(topic, decided.end))
 
 
-def _check_share(window: str, topic: str, rows: int, poison: list[Rejected], limit: float) -> None:
+def _check_share(window: str, rows: Mapping[str, int], parts: Sequence[SealedPart], limit: float) -> None:
     """By topic: a topic of rare labels that are all poison must not hide behind the many good events."""
-    share = len(poison) / max(1, rows + len(poison))
-    if share > limit:
-        shown = [(bad.record.partition, bad.record.offset, bad.error) for bad in poison[:REASONS_SHOWN]]
-        first = "; ".join(f"partition {part} offset {offset}: {error}" for part, offset, error in shown)
-        raise TooManyRejects(
-            f"window {window}: {len(poison)} of {rows + len(poison)} records of topic {topic!r} are rejected, share "
-            f"{share:.4f} > max_reject_share {limit:g}; nothing was sealed. First: {first}. Correct the producer or "
-            "the task's schema, or raise stream.max_reject_share to seal without them"
-        )
+    for topic, good in rows.items():
+        poison = pa.concat_tables(part.rejects for part in parts if part.topic == topic)
+        share = poison.num_rows / max(1, good + poison.num_rows)
+        if share > limit:
+            raise TooManyRejects(
+                f"window {window}: {poison.num_rows} of {good + poison.num_rows} records of topic {topic!r} were rejected, "
+                f"share {share:.4f} > max_reject_share {limit:g}; nothing was sealed. First: {reasons(poison)}. {CURE}"
+            )
 
 
-def _arrived(tables: Mapping[int, pa.Table]) -> tuple[int, int] | None:
-    stamps = pa.chunked_array([table["_timestamp"].combine_chunks() for table in tables.values()], store.MILLISECONDS)
-    if not len(stamps):
-        return None
-    values = stamps.cast(pa.int64()).to_numpy()
-    return int(values.min()), int(values.max())
+def _arrived(parts: Sequence[SealedPart], topic: str) -> tuple[int, int] | None:
+    spans = [part.arrived for part in parts if part.topic == topic and part.arrived is not None]
+    return (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
 
 
-def _rejects(rejects: list[tuple[str, Rejected]]) -> pa.Table:
-    records = [rejected.record for _, rejected in rejects]
-    columns = [
-        pa.array([topic for topic, _ in rejects], pa.string()),
-        pa.array([record.partition for record in records], pa.int32()),
-        pa.array([record.offset for record in records], pa.int64()),
-        pa.array([record.timestamp for record in records], pa.int64()).cast(store.MILLISECONDS),
-        pa.array([record.key for record in records], pa.binary()),
-        pa.array([record.value for record in records], pa.binary()),
-        pa.array([rejected.error for _, rejected in rejects], pa.string()),
-    ]
-    return pa.Table.from_arrays(columns, schema=REJECT_SCHEMA)
-
-
-def _file(
-    path: str, topic: str | None, part: int | None, table: pa.Table, payloads: dict[str, bytes]
-) -> SealedFile:
-    payloads[path] = store.parquet_bytes(table)
-    return SealedFile(path, topic, part, store.sha256(payloads[path]), table.num_rows)
+def _schema_ids(parts: Sequence[SealedPart]) -> dict[str, list[int]]:
+    found: dict[str, set[int]] = defaultdict(set)
+    for part in parts:
+        found[part.topic].update(part.schema_ids)
+    return {topic: sorted(ids) for topic, ids in found.items() if ids}

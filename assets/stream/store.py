@@ -6,16 +6,25 @@ The bytes are promised for one version of pyarrow; the journal keeps that versio
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS_PER_GROUP = 65_536
+LAYOUT = 2  # of the Parquet files; another one gives other bytes for the same rows
 MILLISECONDS = pa.timestamp("ms", tz="UTC")
+
+_ATTEMPT = ".attempt-"
 
 
 class StoreDamaged(Exception):
@@ -28,14 +37,86 @@ def window_folder(task: str, window: str) -> str:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as one Parquet file. One chunk a column, one call, fixed settings: no trace of how the rows came in."""
-    plain = table.replace_schema_metadata(None).combine_chunks()
-    texts = [field.name for field in plain.schema if pa.types.is_string(field.type)]
+    """The table as one Parquet file: fixed settings, no trace of how the rows came in."""
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        plain, sink, row_group_size=ROWS_PER_GROUP, compression="zstd", compression_level=1, use_dictionary=texts
-    )
+    with _writer(sink, table.schema) as writer:
+        for start in range(0, table.num_rows, ROWS_PER_GROUP):
+            writer.write_table(_plain(table.slice(start, ROWS_PER_GROUP)))
     return bytes(sink.getvalue())
+
+
+class RowGroups:
+    """The same file written a row group at a time, so that memory does not grow with it. A context manager.
+
+    On leaving without an error the file is whole and flushed to the disk; `rows` and `sha256` are its own. The bytes
+    are those of `parquet_bytes` for all rows together, however they were added.
+    """
+
+    def __init__(self, file: Path, schema: pa.Schema) -> None:
+        self._out, self._digest = file.open("wb"), hashlib.sha256()
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+        self._count = 0
+        self.rows, self.sha256 = 0, ""
+
+    def __enter__(self) -> RowGroups:
+        self._writer = _writer(pa.PythonFile(self, mode="w"), self._schema)
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        """Rows that come next. Raises OSError when the disk does not take them."""
+        self._waiting.append(table)
+        self._count += table.num_rows
+        self.rows += table.num_rows
+        if self._count >= ROWS_PER_GROUP:
+            self._write(self._count // ROWS_PER_GROUP)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self._write(-(-self._count // ROWS_PER_GROUP))
+                self._writer.close()
+                self._out.flush()
+                os.fsync(self._out.fileno())
+                self.sha256 = self._digest.hexdigest()
+        finally:
+            self._out.close()
+
+    def _write(self, groups: int) -> None:
+        waiting = pa.concat_tables(self._waiting) if self._waiting else None
+        if waiting is None:
+            return
+        for number in range(groups):
+            self._writer.write_table(_plain(waiting.slice(number * ROWS_PER_GROUP, ROWS_PER_GROUP)))
+        rest = waiting.slice(groups * ROWS_PER_GROUP)
+        self._waiting, self._count = ([rest] if rest.num_rows else []), rest.num_rows
+
+    # What pyarrow asks of a file it writes to.
+
+    closed = False
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._out.write(data)
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def tell(self) -> int:
+        return self._out.tell()
+
+
+def _writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """Measured on 20 columns, rows a CPU second and bytes a row: zstd 1 without dictionary and statistics 1.19 M and
+    93; with both 0.94 M and 96; lz4 1.80 M and 142. Nobody reads the statistics: files are read whole.
+    """
+    return pq.ParquetWriter(
+        sink, schema.remove_metadata(), compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+    )
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata(None).combine_chunks()
 
 
 def sha256(payload: bytes) -> str:
@@ -69,6 +150,56 @@ def settle(root: Path, folder: str) -> None:
         os.close(handle)
 
 
+@contextmanager
+def attempt(root: Path, folder: str) -> Iterator[Path]:
+    """A folder of its own for files that are being made, inside `folder`; gone afterwards, with what is left in it.
+
+    Attempts of processes that died are swept away first: a live one holds the lock of its folder.
+    """
+    home = root / folder
+    home.mkdir(parents=True, exist_ok=True)
+    with _locked(home):  # else a sweeper could meet the new folder before it is locked
+        for old in home.glob(f"{_ATTEMPT}*"):
+            _sweep(old)
+        made = Path(tempfile.mkdtemp(prefix=_ATTEMPT, dir=home))
+        lock = os.open(made, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
+
+
+def publish(made: Path, root: Path, path: str) -> None:
+    """Give a file that is whole and flushed the name under which the journal will name it."""
+    made.replace(root / path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(old: Path) -> None:
+    try:
+        lock = os.open(old, os.O_RDONLY)
+    except FileNotFoundError:  # its owner was faster
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(old, ignore_errors=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(lock)
+
+
 def present(root: Path, path: str) -> bool:
     """Whether the file exists."""
     return (root / path).is_file()
@@ -79,17 +210,34 @@ def get(root: Path, path: str, wanted: str) -> bytes:
     try:
         payload = (root / path).read_bytes()
     except FileNotFoundError as error:
-        raise StoreDamaged(
-            f"{root / path} is missing, the journal promises it: seal the window again (`headgate run-window`), or "
-            "bring the file back from a backup"
-        ) from error
-    found = sha256(payload)
+        raise _missing(root, path) from error
+    _check(root, path, wanted, sha256(payload))
+    return payload
+
+
+def check(root: Path, path: str, wanted: str) -> None:
+    """Raises StoreDamaged when the file is missing or has another hash; its bytes are not kept."""
+    try:
+        with (root / path).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise _missing(root, path) from error
+    _check(root, path, wanted, found)
+
+
+def _missing(root: Path, path: str) -> StoreDamaged:
+    return StoreDamaged(
+        f"{root / path} is missing, the journal promises it: seal the window again (`headgate run-window`), or "
+        "bring the file back from a backup"
+    )
+
+
+def _check(root: Path, path: str, wanted: str, found: str) -> None:
     if found != wanted:
         raise StoreDamaged(
             f"{root / path} has sha256 {found[:16]}..., the journal says {wanted[:16]}...: the file was changed; "
             "delete it and run the window again to restore it from the log"
         )
-    return payload
 
 
 def table(payload: bytes, columns: list[str] | None = None) -> pa.Table:

@@ -1,0 +1,85 @@
+"""The proof that a range of a partition was read whole, and the fingerprint by which it can be read again.
+
+Whole: the batches account for every offset of the range, one after the other, and hold no record outside of it or out
+of order. Fingerprint: sha256 over (first offset, last offset, checksum) of every unit the log gave, which a log that was
+truncated and written again, or restored from another copy, cannot repeat. Kafka's checksum of a record batch covers
+neither offsets nor leader epoch, so a change of leader leaves the fingerprint as it is.
+
+It does not read and does not decode: it looks at what passes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from assets.stream.batch import Batch
+
+
+class SealIncomplete(Exception):
+    """The log did not give every record of a range, in order, once."""
+
+
+class Proof:
+    """Of one partition's range [start, end), `topic` for messages; pass every batch through `add`, then `fingerprint`."""
+
+    def __init__(self, topic: str, partition: int, start: int, end: int) -> None:
+        self._place = f"{topic!r} partition {partition}"
+        self._partition, self._position, self._end = partition, start, end
+        self._digest, self._kind = hashlib.sha256(), ""
+        self._last = -1
+        self.records = 0
+
+    def skip(self, start: int, end: int) -> None:
+        """An accepted gap: nothing is read of [start, end), and nothing is proved of it."""
+        self._reach(start)
+        self._position = end
+        self._digest.update(b"gap %d %d" % (start, end))
+
+    def add(self, batch: Batch) -> None:
+        """Raises SealIncomplete when this is not the next part of the range."""
+        offsets = batch.offsets
+        self._reach(batch.begin)
+        outside = (offsets < batch.begin) | (offsets >= min(batch.end, self._end))
+        if batch.partition != self._partition or outside.any() or (np.diff(offsets) <= 0).any():
+            raise SealIncomplete(
+                f"{self._place}: the log gave a batch of partition {batch.partition} for offsets "
+                f"[{batch.begin}, {batch.end}) with records out of order or outside of it: nothing was sealed"
+            )
+        if self._kind not in ("", batch.kind):
+            raise SealIncomplete(f"{self._place}: read partly by {self._kind}, partly by {batch.kind}: run it again")
+        self._kind, self._position = batch.kind, batch.end
+        self.records += len(offsets)
+        # A unit that a second fetch began in the middle of is seen twice, and counts once.
+        fresh = batch.marks[batch.marks[:, 0] > self._last]
+        self._digest.update(fresh.astype("<i8").tobytes())
+        self._last = int(batch.marks[:, 0].max(initial=self._last))
+
+    def fingerprint(self) -> str:
+        """ "batches:<sha256>" or "records:<sha256>": two of one kind can be compared. Raises SealIncomplete."""
+        self._reach(self._end)
+        return f"{self._kind or 'none'}:{self._digest.hexdigest()}"
+
+    def _reach(self, begin: int) -> None:
+        if begin != self._position:
+            raise SealIncomplete(
+                f"{self._place}: the log accounts for offset {begin} where {self._position} of the range up to "
+                f"{self._end} was due: nothing was sealed, run the window again"
+            )
+
+
+def pieces(start: int, end: int, gaps: tuple[tuple[int, int], ...]) -> list[tuple[int, int, bool]]:
+    """[start, end) in order as (begin, end, is there): without the gaps, and the gaps between.
+
+    >>> pieces(0, 10, ((2, 4), (8, 12)))
+    [(0, 2, True), (2, 4, False), (4, 8, True), (8, 10, False)]
+    """
+    found, position = [], start
+    for low, high in sorted(gaps):
+        low, high = max(low, position), min(high, end)
+        if low < high:
+            found += [(position, low, True)] if position < low else []
+            found.append((low, high, False))
+            position = high
+    return [*found, *([(position, end, True)] if position < end else [])]
