@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from assets.lineage import Lineage, fold_lineage
 from assets.stream.clock import WindowPolicy, window_bounds
 from assets.stream.cut import Topics
+from assets.stream.formats import ValueFormat, formats_of
 from assets.stream.history import History
 from assets.stream.join import find_examples, read_examples
 from assets.stream.log import EventLog
@@ -193,6 +194,10 @@ class Workspace:
         tensors = read_vault(self.store / body["vault"], body["vault_sha256"])
         Predictor(self.task, self.base, tensors, self.policies.adapter)
         return tensors
+
+    def formats(self) -> Mapping[str, ValueFormat]:
+        """Topic -> how its values are read."""
+        return formats_of(self.topics, self.task.event, self.task.label)
 
     def examples(self, window: str) -> pa.Table:
         """The window's examples, checked against the journalled hash. LookupError before they are joined."""

@@ -153,7 +153,16 @@ def test_windows_are_listed_and_shown(installed, headgate):
     assert [row["window"] for row in rows][-1] == LAST and {row["examples"] for row in rows} == {EVENTS_A_DAY}
     found = headgate("window", "show", LAST, "--json").json
     assert found["cut.decided"]["topics"]["events"]["partitions"] and found["window.sealed"]["files"]
-    assert "cut_hash" in headgate("window", "show", LAST).out
+    text = headgate("window", "show", LAST).out
+    for words in ("partition 0  offsets [", "fingerprint records:", "rejects     0", "240 of 240 mature events", "label lag"):
+        assert words in text
+
+
+def test_a_window_is_verified_against_its_log(installed, headgate):
+    assert headgate("window", "verify", LAST).out.endswith(f"window {LAST}: as sealed\n")
+    found = headgate("window", "verify", LAST, "--deep", "--json").rows
+    assert {each["state"] for each in found} == {"same"} and any("the same bytes" in each["detail"] for each in found)
+    assert headgate("window", "verify", "2031-01-01T00:00Z").code == 1
 
 
 def test_versions_are_listed_and_shown_after_every_check(installed, headgate):

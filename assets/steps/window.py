@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from assets.stream.cut import cut
-from assets.stream.formats import formats_of
 from assets.stream.seal import seal
 from assets.workspace import Workspace
 
 
 def window(window: str, workspace: Workspace) -> Mapping[str, Any]:
     """Cut and seal; the body of `window.sealed`. Raises NotDue, and what stops a seal."""
-    task, policies, now = workspace.task, workspace.policies, workspace.now()
+    policies, now = workspace.policies, workspace.now()
     cut(
         workspace.history, workspace.log, policies.window, workspace.topics, window, now=now, actor=workspace.actor
     )
@@ -22,7 +21,7 @@ def window(window: str, workspace: Workspace) -> Mapping[str, Any]:
         workspace.log,
         workspace.store,
         window,
-        formats_of(workspace.topics, task.event, task.label),
+        workspace.formats(),
         policy=policies.seal,
         now=workspace.now(),
         actor=workspace.actor,

@@ -36,6 +36,7 @@ __all__ = [
     "SealedFile",
     "SealedWindow",
     "TooManyRejects",
+    "accepted",
     "find_sealed",
     "read_sealed",
     "seal",
@@ -177,7 +178,7 @@ def seal(
         return known
     if known is not None:
         policy = SealPolicy(1.0, policy.processes)  # what was accepted once is only made again
-        gaps = _accepted(known)
+        gaps = accepted(known)
     folder = store.window_folder(history.task, window)
     with store.attempt(root, folder) as attempt:
         made, files = make_window(log, decided, folder, formats, policy, gaps or {}, attempt)
@@ -205,9 +206,10 @@ def read_sealed(root: Path, sealed: SealedWindow, topic: str, columns: list[str]
     return pa.concat_tables(store.table(store.get(root, file.path, file.sha256), columns) for file in files)
 
 
-def _accepted(known: SealedWindow) -> Gaps:
+def accepted(sealed: SealedWindow) -> Gaps:
+    """The gaps of a sealed window, as `seal` takes them."""
     found = defaultdict(list)
-    for topic, part, start, end in known.accepted:
+    for topic, part, start, end in sealed.accepted:
         found[topic, part].append((start, end))
     return found
 

@@ -1,4 +1,4 @@
-"""`headgate run-window W`, `worker`, `window list|show`: run windows and look at sealed ones."""
+"""`headgate run-window W`, `worker`, `window list|show|verify`: run windows and look at sealed ones."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def worker(ctx: click.Context, once: bool, servers: str | None) -> None:
 
 @click.group()
 def window() -> None:
-    """List and show sealed windows."""
+    """List, show and verify sealed windows."""
 
 
 @window.command("list")
@@ -107,7 +107,32 @@ def show(ctx: click.Context, window_name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    for kind, body in found.items():
-        click.echo(kind)
-        for key, value in body.items():
-            click.echo(f"  {key}: {value if isinstance(value, str | int | float) else json.dumps(value)}")
+    from pipelines.cli.window_text import lines
+
+    for line in lines(found):
+        click.echo(line)
+
+
+@window.command()
+@click.argument("window_name", metavar="WINDOW")
+@click.option("--deep", is_flag=True, help="Decode every record again, and compare it with the row in the file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_context
+def verify(ctx: click.Context, window_name: str, deep: bool, as_json: bool) -> None:
+    """Compare WINDOW's files with the journal, and the journal with Kafka as it is now. Exit code 1 when they differ."""
+    from dataclasses import asdict
+
+    from assets.stream.verify import verify as compare
+    from pipelines.opening import opened
+
+    with opened(settings_from(ctx), actor="command line") as workspace:
+        found = compare(
+            workspace.history, workspace.log, workspace.store, window_name, workspace.formats(), deep=deep
+        )
+    for each in found:
+        click.echo(json.dumps(asdict(each)) if as_json else f"{each.state:<8} {each.place}: {each.detail}")
+    states = {each.state for each in found}
+    if "differs" in states:
+        raise click.ClickException(f"window {window_name} is not what was sealed; see docs/window.md#what-voids-it")
+    if not as_json:
+        click.echo(f"window {window_name}: " + ("the log is gone, only files compared" if "gone" in states else "as sealed"))

@@ -1,0 +1,131 @@
+"""Verifies a sealed window: its files against the journal, and the journal against the log as it is now.
+
+The log is read again. Its fingerprint must be the one of the seal (the same units with the same checksums tile the same
+offsets); deep, every record is decoded again and compared with the row in the file. Nothing is changed. It decides what
+differs, not what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from assets.stream import store
+from assets.stream.clock import NotDue
+from assets.stream.cut import Cut, check_identity, find_cut
+from assets.stream.formats import ValueFormat
+from assets.stream.history import History
+from assets.stream.log import EventLog, IdentityChanged, OffsetsGone
+from assets.stream.proof import Proof, SealIncomplete, pieces
+from assets.stream.seal import Gaps, SealedFile, SealedWindow, SealPolicy, accepted, find_sealed, make_window
+
+# "gone": the log does not hold these offsets any more, so that nothing can be said. "unlike": sealed by another path or
+# before 0.2, so that fingerprints cannot be compared; `deep` can.
+State = Literal["same", "differs", "gone", "unlike"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at (a file, or a partition of the log), and how it compares."""
+
+    place: str
+    state: State
+    detail: str
+
+
+def verify(
+    history: History, log: EventLog, root: Path, window: str, formats: Mapping[str, ValueFormat], *, deep: bool = False
+) -> list[Finding]:
+    """One finding for each file, then one for each partition of the log. Raises NotDue for a window not sealed."""
+    decided, sealed = find_cut(history.refresh(), window), find_sealed(history, window)
+    if decided is None or sealed is None:
+        raise NotDue(f"window {window} is not sealed: there is nothing to verify")
+    files = [_file(root, file) for file in sealed.all_files()]
+    try:
+        for topic in decided.topics:
+            check_identity(decided, log.bounds(topic, decided.end))
+    except IdentityChanged as changed:
+        return [*files, Finding("log", "differs", str(changed))]
+    gaps = accepted(sealed)
+    prints = [_fingerprint(log, decided, file, gaps) for file in sealed.files]
+    if not deep or any(found.state == "gone" for found in prints):
+        return [*files, *prints]
+    return [*files, *prints, *_deep(log, root, decided, sealed, formats, gaps)]
+
+
+def _file(root: Path, file: SealedFile) -> Finding:
+    try:
+        store.check(root, file.path, file.sha256)
+    except store.StoreDamaged as damaged:
+        return Finding(file.path, "differs", str(damaged))
+    return Finding(file.path, "same", f"{file.rows} rows, sha256 {file.sha256[:16]}")
+
+
+def _fingerprint(log: EventLog, decided: Cut, file: SealedFile, gaps: Gaps) -> Finding:
+    topic, part = str(file.topic), int(file.partition or 0)
+    start, end = decided.topics[topic].partitions[part]
+    place = f"{topic} partition {part} [{start}, {end})"
+    proof = Proof(topic, part, start, end)
+    try:
+        for low, high, there in pieces(start, end, tuple(gaps.get((topic, part), ()))):
+            if not there:
+                proof.skip(low, high)
+                continue
+            for batch in log.read(topic, part, low, high):
+                proof.add(batch)
+        found = proof.fingerprint()
+    except OffsetsGone as gone:
+        return Finding(place, "gone", str(gone))
+    except SealIncomplete as incomplete:
+        return Finding(place, "differs", str(incomplete))
+    if found == file.fingerprint:
+        return Finding(place, "same", f"{proof.records} records, {found[:24]}")
+    if file.fingerprint.split(":")[0] != found.split(":")[0]:
+        return Finding(place, "unlike", f"sealed as {file.fingerprint[:24] or 'nothing'}, read now as {found[:24]}")
+    return Finding(
+        place, "differs", f"fingerprint {found[:24]}, sealed as {file.fingerprint[:24]}: the log was written anew since then"
+    )
+
+
+def _deep(
+    log: EventLog, root: Path, decided: Cut, sealed: SealedWindow, formats: Mapping[str, ValueFormat], gaps: Gaps
+) -> Iterator[Finding]:
+    """Seal again beside it, and compare file by file."""
+    folder = str(Path(sealed.files[0].path).parent)
+    with store.attempt(root, folder) as attempt:
+        made, places = make_window(log, decided, folder, formats, SealPolicy(1.0), gaps, attempt)
+        again = {file.path: file for file in made.all_files()}
+        for file in sealed.all_files():
+            found = again.pop(file.path, None)
+            if found is None:
+                yield Finding(f"{file.path} again", "differs", "the log gives no such file now")
+            elif found.sha256 == file.sha256:
+                yield Finding(f"{file.path} again", "same", f"{file.rows} rows, the same bytes")
+            else:
+                yield _compare(root / file.path, places[file.path], f"{file.path} again")
+        for path in again:
+            yield Finding(f"{path} again", "differs", "the log gives this file now, and the journal has none")
+
+
+def _compare(kept: Path, made: Path, place: str) -> Finding:
+    """The rows of two files whose bytes differ: another pyarrow writes other bytes for the same rows."""
+    if not kept.is_file():
+        return Finding(place, "differs", f"{kept.name} is missing in the store")
+    old, new = (store.table(path.read_bytes()) for path in (kept, made))
+    if old.schema.names == new.schema.names and old.cast(new.schema).equals(new):
+        return Finding(place, "same", f"{old.num_rows} rows, the same values in other bytes (another pyarrow or layout)")
+    offsets = [set(table["_offset"].to_pylist()) for table in (old, new)]
+    lost, more = sorted(offsets[0] - offsets[1]), sorted(offsets[1] - offsets[0])
+    if lost or more:
+        return Finding(place, "differs", f"offsets only in the file: {lost[:3]}, only in the log: {more[:3]}")
+    return Finding(place, "differs", f"columns that differ: {', '.join(_columns(old, new))}")
+
+
+def _columns(old: pa.Table, new: pa.Table) -> list[str]:
+    if old.schema.names != new.schema.names:
+        return sorted(set(old.schema.names) ^ set(new.schema.names))
+    return [name for name in old.schema.names if not old[name].equals(new[name])]

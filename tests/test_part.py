@@ -1,0 +1,225 @@
+"""One partition sealed: proved whole, bounded in memory, the same bytes in any process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from assets.stream import crew, store
+from assets.stream.batch import pack
+from assets.stream.embedded import EmbeddedLog
+from assets.stream.formats import ValueFormat
+from assets.stream.log import Outgoing, Record, StreamUnreachable
+from assets.stream.part import PartJob, TooManyRejects, seal_part
+from assets.stream.proof import Proof, SealIncomplete, pieces
+from tests.windows import EVENT, Stream, event, label, new_topics
+
+
+def run_of(begin, end, holes=()):
+    offsets = [offset for offset in range(begin, end) if offset not in holes]
+    return pack(0, begin, end, [Record(0, offset, 1000 + offset, b"k", b"%d" % offset) for offset in offsets])
+
+
+def fingerprint(*batches, start=0, end=10):
+    proof = Proof("t", 0, start, end)
+    for batch in batches:
+        proof.add(batch)
+    return proof.fingerprint()
+
+
+def test_the_fingerprint_does_not_depend_on_how_the_range_was_fetched():
+    assert fingerprint(run_of(0, 10)) == fingerprint(run_of(0, 4), run_of(4, 5), run_of(5, 10))
+    assert fingerprint(run_of(0, 10, holes=[3])) == fingerprint(run_of(0, 3), run_of(3, 4, holes=[3]), run_of(4, 10))
+
+
+def test_another_record_at_the_same_offset_is_another_fingerprint():
+    changed = [Record(0, offset, 1000 + offset, b"k", b"other" if offset == 7 else b"%d" % offset) for offset in range(10)]
+    assert fingerprint(run_of(0, 10)) != fingerprint(pack(0, 0, 10, changed))
+    assert fingerprint(run_of(0, 10)) != fingerprint(run_of(0, 10, holes=[7]))
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [run_of(0, 4), run_of(5, 10)],  # a hole
+        [run_of(0, 6), run_of(5, 10)],  # twice
+        [run_of(0, 9)],  # too short
+        [run_of(1, 10)],  # begins too late
+        [replace(run_of(0, 10), offsets=np.arange(10)[::-1])],  # out of order
+        [replace(run_of(0, 10), offsets=np.arange(1, 11))],  # outside
+        [replace(run_of(0, 10), partition=1)],
+        [run_of(0, 5), replace(run_of(5, 10), kind="batches")],
+    ],
+)
+def test_a_range_that_is_not_given_whole_and_in_order_is_not_believed(batches):
+    with pytest.raises(SealIncomplete, match="'t' partition 0"):
+        fingerprint(*batches)
+
+
+def test_pieces_cover_the_range_whatever_the_gaps():
+    rng = np.random.default_rng(5)
+    for _ in range(500):
+        start, length = rng.integers(0, 20, 2).tolist()
+        gaps = tuple((low, low + size) for low, size in rng.integers(0, 30, (3, 2)).tolist())
+        found = pieces(start, start + length, gaps)
+        there = {offset for low, high, is_there in found if is_there for offset in range(low, high)}
+        gone = {offset for low, high in gaps for offset in range(low, high)}
+        assert there == set(range(start, start + length)) - gone
+        assert [piece[0] for piece in found[1:]] == [piece[1] for piece in found[:-1]]
+
+
+# -- one part, many parts ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path):
+    opened = EmbeddedLog(tmp_path / "log.db")
+    yield opened
+    opened.close()
+
+
+def job_of(topic, file, end, start=0, gaps=(), max_rejects=0.0, partition=0):
+    return PartJob(topic, partition, start, end, gaps, ValueFormat(EVENT), file, max_rejects)
+
+
+def test_an_accepted_gap_is_not_read_and_not_proved(log, tmp_path):
+    log.create_topic("t", 1)
+    log.append("t", [event(f"e{number}", number) for number in range(10)])
+    log.trim("t", 0, 4)
+    part = seal_part(log, job_of("t", tmp_path / "f", 10, gaps=((0, 4),)))
+    assert (part.rows, part.empty) == (6, 0)
+    assert store.table((tmp_path / "f").read_bytes())["_offset"].to_pylist() == [4, 5, 6, 7, 8, 9]
+    assert part.fingerprint != seal_part(log, job_of("t", tmp_path / "g", 10, start=4)).fingerprint
+
+
+def test_a_part_of_many_row_groups_is_the_file_a_single_table_would_be(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_GROUP", 64)
+    log.create_topic("t", 1)
+    log.append("t", [event(f"e{number}", number) for number in range(300)])
+    job = job_of("t", tmp_path / "f", 300)
+    part = seal_part(log, job)
+    tables = [job.format.columns().decode(batch).table for batch in log.read("t", 0, 0, 300)]
+    whole = store.parquet_bytes(pa.concat_tables(tables))
+    assert store.sha256((tmp_path / "f").read_bytes()) == part.sha256 == store.sha256(whole)
+    assert pa.parquet.ParquetFile(tmp_path / "f").num_row_groups == 5
+
+
+def test_a_topic_that_is_all_poison_stops_before_it_fills_the_memory(log, tmp_path, monkeypatch):
+    monkeypatch.setattr("assets.stream.part.REJECTS_IN_MEMORY", 100)
+    monkeypatch.setattr("assets.stream.embedded.BATCH_RECORDS", 50)
+    log.create_topic("t", 1)
+    log.append("t", [Outgoing(b"k", b"poison")] * 1000)
+    seen = []
+    with pytest.raises(TooManyRejects, match=r"150 records were rejected > 100.*partition 0 offset 0: not JSON"):
+        seal_part(log, job_of("t", tmp_path / "f", 1000, max_rejects=100), seen.append)
+    assert seen == [50, 100]
+
+
+@pytest.fixture
+def stream(event_log, tmp_path):
+    made = Stream(event_log, new_topics(event_log, 3), tmp_path / "a")
+    for number in range(300):
+        made.publish(event(f"e{number}", number % 60), label(f"e{number}", number % 60, number % 2))
+    made.log.append(made.topics.labels, [Outgoing(b"k", b"poison", event("x", 1).timestamp)])
+    made.end(60)
+    made.cut(0)
+    return made
+
+
+def test_several_processes_make_the_same_files_as_one(stream, tmp_path):
+    other = Stream(stream.log, stream.topics, tmp_path / "b", processes=3)
+    other.end(60)
+    other.cut(0)
+    assert other.seal(0) == stream.seal(0)
+    assert other.hashes() == stream.hashes()
+
+
+class Hangs(EmbeddedLog):
+    """A log whose first reader hangs for ever; a file marks that there was one."""
+
+    def read(self, topic, partition, start, end):
+        for batch in super().read(topic, partition, start, end):
+            yield batch
+            if self.dies() and not self.path.with_suffix(".hung").exists():
+                self.path.with_suffix(".hung").touch()
+                os.kill(os.getpid(), self.signal)
+                time.sleep(60)
+
+    signal = signal.SIGSTOP
+
+    def dies(self):
+        return True
+
+    def opener(self):
+        import functools
+
+        return functools.partial(type(self), self.path)
+
+
+class Dies(Hangs):
+    signal = signal.SIGKILL
+
+
+class AlwaysDies(Dies):
+    def dies(self):
+        self.path.with_suffix(".hung").unlink(missing_ok=True)
+        return True
+
+
+@pytest.mark.parametrize("kind", [Hangs, Dies])
+def test_a_process_that_hangs_or_dies_is_replaced_and_nothing_is_lost(tmp_path, monkeypatch, caplog, kind):
+    monkeypatch.setattr(crew, "STALL_SECONDS", 4.0)
+    log = kind(tmp_path / "log.db")
+    log.create_topic("t", 2)
+    log.append("t", [event(f"e{number}", number) for number in range(100)])
+    ends = {part: bounds.latest for part, bounds in log.bounds("t", event_time()).partitions.items()}
+    jobs = [job_of("t", tmp_path / f"{part}", end, partition=part) for part, end in ends.items()]
+    parts = crew.seal_parts(log, jobs, 2)
+    alone = [seal_part(EmbeddedLog(log.path), job) for job in jobs]
+    assert parts == alone
+    assert sum(part.rows for part in parts) == 100
+    assert "killed, and begun anew" in caplog.text
+
+
+def test_a_part_on_which_every_process_dies_is_an_error_that_names_it(tmp_path):
+    log = AlwaysDies(tmp_path / "log.db")
+    log.create_topic("t", 2)
+    log.append("t", [event("a", 1, 0), event("b", 1, 1)])
+    jobs = [job_of("t", tmp_path / f"{part}", 1, partition=part) for part in range(2)]
+    with pytest.raises(StreamUnreachable, match=r"3 processes in turn failed to seal 't' partition \d .*ended with code -9"):
+        crew.seal_parts(log, jobs, 2)
+
+
+def test_an_error_in_a_process_is_the_error_here(log, tmp_path):
+    log.create_topic("t", 2)
+    log.append("t", [Outgoing(b"k", b"poison", partition=part) for part in range(2) for _ in range(10_001)])
+    jobs = [job_of("t", tmp_path / f"{part}", 10_001, partition=part) for part in range(2)]
+    with pytest.raises(TooManyRejects, match="not JSON"):
+        crew.seal_parts(log, jobs, 2)
+
+
+def event_time():
+    from tests.windows import START
+
+    return START
+
+
+# -- attempts ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_process_left_is_swept_and_what_a_live_one_makes_is_not(tmp_path):
+    dead = tmp_path / "w" / ".attempt-dead"
+    dead.mkdir(parents=True)
+    (dead / "half").write_bytes(b"x")
+    with store.attempt(tmp_path, "w") as first:
+        (first / "file").write_bytes(b"whole")
+        with store.attempt(tmp_path, "w") as second:
+            assert first.exists() and second != first
+        store.publish(first / "file", tmp_path, "w/file")
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["file"]
