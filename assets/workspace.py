@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from assets.lineage import Lineage, fold_lineage
 from assets.stream.clock import WindowPolicy, window_bounds
 from assets.stream.cut import Topics
-from assets.stream.formats import ValueFormat, formats_of
+from assets.stream.formats import FormatPolicy, ValueFormat, formats_of
 from assets.stream.history import History
 from assets.stream.join import find_examples, read_examples
 from assets.stream.log import EventLog
@@ -59,6 +59,8 @@ class Policies:
     rollout: RolloutPolicy = RolloutPolicy()
     drift: DriftConfig = DriftConfig()
     seal: SealPolicy = SealPolicy()
+    formats: FormatPolicy = FormatPolicy()
+    dead_letters: bool = False
 
 
 @dataclass
@@ -197,7 +199,7 @@ class Workspace:
 
     def formats(self) -> Mapping[str, ValueFormat]:
         """Topic -> how its values are read."""
-        return formats_of(self.topics, self.task.event, self.task.label)
+        return formats_of(self.topics, self.task.event, self.task.label, self.policies.formats)
 
     def examples(self, window: str) -> pa.Table:
         """The window's examples, checked against the journalled hash. LookupError before they are joined."""

@@ -159,13 +159,15 @@ def entry(
 
 @dataclass(frozen=True)
 class Evidence:
-    """The fold of all `evidence.scored` entries. `processed` is the end of the newest window scored."""
+    """The fold of all `evidence.scored` entries. `processed` is the end of the newest window scored. `void`: starts of
+    blocks that touch an accepted gap of the stream; they do not count, also what was scored before the gap was known."""
 
     windows: frozenset[str] = frozenset()
     processed: datetime | None = None
     coverage: float | None = None
     pairs: Mapping[Pair, Mapping[int, BlockSum]] = field(default_factory=dict)
     served: Mapping[tuple[int, str], Served] = field(default_factory=dict)
+    void: frozenset[int] = frozenset()
 
     def closed(self, pair: Pair, since: datetime, block: timedelta) -> list[BlockSum]:
         """The pair's whole blocks that start at `since` or later and lie before the processed time, oldest first."""
@@ -173,7 +175,7 @@ class Evidence:
             return []
         length, first, last = _milliseconds(block), milliseconds(since), milliseconds(self.processed)
         sums = self.pairs.get(pair, {})
-        return [sums[k] for k in sorted(sums) if k >= first and k + length <= last]
+        return [sums[k] for k in sorted(sums) if k >= first and k + length <= last and k not in self.void]
 
     def arm(self, epoch: int, arm: str) -> Served:
         return self.served.get((epoch, arm), Served(epoch, arm))
@@ -204,6 +206,7 @@ def fold(evidence: Evidence, body: Mapping[str, Any]) -> Evidence:
         coverage=body.get("coverage") if newest else evidence.coverage,
         pairs=pairs,
         served=served,
+        void=evidence.void | set((body.get("void") or {}).get("blocks", ())),
     )
 
 

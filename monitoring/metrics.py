@@ -93,10 +93,12 @@ _TABLE = (
     Metric("headgate_canary_weight", "gauge", "share", "Share of units the canary gets here; 0 without a lease.",
            (), "gateway"),
     Metric("headgate_journal_age_seconds", "gauge", "seconds", "Since the journal was last read.", (), "gateway"),
-    Metric("headgate_recorder_waiting", "gauge", "predictions", "In memory, not in the log yet.", (), "gateway"),
+    Metric("headgate_recorder_waiting", "gauge", "predictions", "In the spool, not in the log yet.", (), "gateway"),
+    Metric("headgate_recorder_bytes", "gauge", "bytes", "Of the spool on the disk.", (), "gateway"),
+    Metric("headgate_recorder_oldest_seconds", "gauge", "seconds", "Age of the oldest that waits.", (), "gateway"),
     Metric("headgate_recorder_recorded", "gauge", "predictions", "Written to the log.", (), "gateway"),
     Metric("headgate_recorder_dropped", "gauge", "predictions", "Lost.", (), "gateway"),
-    Metric("headgate_recorder_failures", "gauge", "appends", "Appends to the log that failed.", (), "gateway"),
+    Metric("headgate_recorder_failures", "gauge", "writes", "Writes to log or disk that failed.", (), "gateway"),
 )  # fmt: skip
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _TABLE})
 if len(METRICS) != len(_TABLE):

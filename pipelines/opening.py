@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from assets.stream.cut import Topics
+from assets.stream.formats import FormatPolicy
 from assets.stream.log import EventLog, TimestampType
+from assets.stream.registry import Registry
 from assets.stream.seal import SealPolicy
 from assets.workspace import Policies, Workspace
 from models.task import Task, load_task
+from pipelines.connection import Connection, connection_of
 from pipelines.settings import Settings, SettingsError
 from security.journal import Journal
+
+if TYPE_CHECKING:
+    from pipelines.broker import LocalBroker
+
+BROKER = Path("var/broker")
 
 
 @contextmanager
 def opened(settings: Settings, *, actor: str = "pipeline") -> Iterator[Workspace]:
     """A workspace with its log connected; a local broker that had to be started ends with it."""
-    from pipelines.broker import open_log
-
-    log, broker, _ = open_log(settings.stream.bootstrap_servers, Path("var/broker"))
+    log, broker, _ = open_stream(settings)
     with ExitStack() as closing:  # also when the journal does not answer
         if broker is not None:
             closing.callback(broker.stop)
@@ -28,6 +37,22 @@ def opened(settings: Settings, *, actor: str = "pipeline") -> Iterator[Workspace
         journal = Journal(settings.journal.url)
         closing.callback(journal.close)
         yield workspace_of(settings, journal, log, actor=actor)
+
+
+def open_stream(settings: Settings) -> tuple[EventLog, LocalBroker | None, str]:
+    """The event log that [stream] describes, as `pipelines.broker.open_log` returns it. Raises UnusableConnection."""
+    from pipelines.broker import open_log
+
+    connection = announced(settings)
+    return open_log(connection.servers, BROKER, client=connection.client)
+
+
+def announced(settings: Settings) -> Connection:
+    """The way to the cluster; what is dangerous about it and allowed is said aloud."""
+    connection = connection_of(settings.stream, datetime.now(UTC))
+    for warning in connection.warnings:
+        print(f"headgate: INSECURE, by [stream] allow_insecure: {warning}", file=sys.stderr, flush=True)
+    return connection
 
 
 def workspace_of(
@@ -58,8 +83,22 @@ def policies_of(settings: Settings) -> Policies:
     return Policies(
         window=settings.window, update=settings.update, adapter=settings.adapter, training=settings.training,
         privacy=settings.privacy, guard=settings.guard, retention=settings.retention, rollout=settings.rollout,
-        drift=settings.drift, seal=SealPolicy(settings.stream.max_reject_share),
+        drift=settings.drift, seal=SealPolicy(settings.stream.max_reject_share, settings.stream.processes),
+        formats=formats_policy(settings), dead_letters=settings.stream.dead_letters,
     )  # fmt: skip
+
+
+def formats_policy(settings: Settings) -> FormatPolicy:
+    """How the producers write, and the registry that has their schemas."""
+    stream = settings.stream
+    registry = None
+    if stream.schema_registry:
+        registry = Registry(
+            stream.schema_registry, username=stream.schema_registry_username or None,
+            password=stream.schema_registry_password.reveal(), ca_file=stream.schema_registry_cafile or None,
+            allow_insecure=stream.allow_insecure,
+        )  # fmt: skip
+    return FormatPolicy(stream.events_format, stream.labels_format, registry, stream.cloudevents, stream.headers)
 
 
 def create_topics(settings: Settings, log: EventLog) -> None:

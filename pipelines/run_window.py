@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from assets.steps import FINISHED, STEPS, finish
-from assets.stream.cut import next_due_window
+from assets.steps.window import decide
+from assets.stream.clock import NotDue
+from assets.stream.cut import CutRefused, next_due_window
+from assets.stream.log import IdentityChanged, OffsetsGone, TopicMismatch, UnknownTopic
 from assets.workspace import Workspace
+
+_STOPS = (CutRefused, IdentityChanged, OffsetsGone, TopicMismatch, UnknownTopic)
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,17 @@ def due_window(workspace: Workspace) -> str | None:
     return next_due_window(
         workspace.history, workspace.log, workspace.policies.window, workspace.topics, now=workspace.now(), kind=FINISHED
     )
+
+
+def held(window: str, workspace: Workspace) -> str:
+    """Why a window that is due cannot be cut yet, "" when it can: an open transaction is waited for, and is no failed try.
+
+    Decides the cut when it can, so that a cut is not late because what comes after it is.
+    """
+    try:
+        decide(window, workspace)
+    except NotDue as error:
+        return str(error)
+    except _STOPS:
+        return ""  # the attempt meets it again, and tells
+    return ""

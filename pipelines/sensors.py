@@ -9,7 +9,7 @@ import dagster as dg
 
 from assets.workspace import Workspace
 from pipelines.attempts import attempts_of, begin, next_attempt
-from pipelines.run_window import due_window
+from pipelines.run_window import due_window, held
 
 SENSOR_SECONDS = 30
 _IN_PROGRESS = [
@@ -27,7 +27,9 @@ def request(workspace: Workspace, instance: dg.DagsterInstance) -> dg.RunRequest
     running = bool(instance.get_runs(dg.RunsFilter(tags=tags, statuses=_IN_PROGRESS), limit=1))
     task, now = workspace.task.name, workspace.now()
     attempt, reason = next_attempt(attempts_of(workspace.journal, task, window), now, running=running)
-    if not attempt:
+    if attempt:
+        reason = held(window, workspace)
+    if reason:
         return dg.SkipReason(f"window {window}: {reason}")
     if not begin(workspace.journal, task, window, attempt, at=now, actor=workspace.actor):
         return dg.SkipReason(f"window {window}: another driver has just begun it")

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import tomllib
 import typing
 from collections.abc import Mapping, MutableMapping
@@ -30,31 +29,17 @@ from models.duration import parse_duration, spell
 from models.release_policy import RolloutPolicy
 from monitoring.drift import DriftConfig
 from monitoring.switches import silence
+from pipelines.secret import STARS, Secret, read_secret
+from pipelines.stream_section import Stream
 from security.privacy import PrivacyPolicy
 
 ENVIRONMENT = "HEADGATE_"
 CONFIG = "HEADGATE_CONFIG"  # names the settings file where no command line can (Dagster)
 DEFAULT_FILE = "headgate.toml"
-SECRET_FILE_MODES = (0o400, 0o600)
 
 
 class SettingsError(Exception):
     """The settings cannot be used; the message says where, what was found and what would be right."""
-
-
-class Secret(str):
-    """Text that prints as stars. `reveal()` gives the value to the one who needs it."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'********'"
-
-    __str__ = __repr__
-
-    def reveal(self) -> str:
-        """The value itself."""
-        return str.__str__(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,27 +60,6 @@ class JournalSettings:
 @dataclasses.dataclass(frozen=True)
 class Keys:
     directory: str = "var/keys"
-
-
-@dataclasses.dataclass(frozen=True)
-class Stream:
-    bootstrap_servers: str = ""
-    events: str = "events"
-    labels: str = "labels"
-    predictions: str = "predictions"
-    partitions: int = 3
-    security_protocol: str = "PLAINTEXT"
-    max_reject_share: float = 0.01
-
-    def __post_init__(self) -> None:
-        names = (self.events, self.labels, self.predictions)
-        if len(set(names)) < len(names):
-            raise ValueError(f"[stream] topics {', '.join(names)}: events, labels and predictions need three topics")
-        if self.partitions < 1 or not 0.0 <= self.max_reject_share <= 1.0:
-            found = f"partitions = {self.partitions}, max_reject_share = {self.max_reject_share}"
-            raise ValueError(f"[stream] {found}: at least 1 partition and a share from 0 to 1 wanted")
-        if self.security_protocol != "PLAINTEXT":
-            raise ValueError(f"security_protocol = {self.security_protocol!r}: only PLAINTEXT is supported so far")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +118,7 @@ class Settings:
         """The effective settings as plain values, as `headgate config show` prints them."""
         shown = typing.cast(dict[str, Any], _plain(self))
         if self.alarms.webhook:  # its path is the credential
-            shown["alarms"]["webhook"] = "********"
+            shown["alarms"]["webhook"] = STARS
         return shown
 
     def as_toml(self) -> str:
@@ -169,7 +133,10 @@ class Settings:
 
 
 # Values that a file with mode 0400 may hold instead: `url_file = "..."`, or HEADGATE_JOURNAL__URL_FILE.
-SECRETS = {("journal", "url"), ("alarms", "webhook")}
+SECRETS = {
+    ("journal", "url"), ("alarms", "webhook"), ("stream", "sasl_password"), ("stream", "ssl_key_password"),
+    ("stream", "schema_registry_password"),
+}  # fmt: skip
 
 
 def load_settings(
@@ -211,6 +178,9 @@ def make_settings(found: Mapping[str, Any], where: str = "settings") -> Settings
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":  # of a section of ours: it names its value itself, and the whole is no help
+            cause = first["ctx"]["error"]
+            raise SettingsError(f"{where}: {cause}" if place in str(cause) else f"{where}: {place}: {cause}") from cause
         if first["type"] == "missing":
             raise SettingsError(f"{where}: {place} is missing; add it, `headgate init` writes a whole file") from error
         raise SettingsError(f"{where}: {place} = {first['input']!r}: {first['msg']}") from error
@@ -272,7 +242,8 @@ def _environment(environ: Mapping[str, str]) -> typing.Iterator[tuple[str, str |
             cure = f"did you mean {near[0]}?" if near else f"names are {ENVIRONMENT}<SECTION>__<KEY>"
             raise SettingsError(f"environment: unknown name {name}; {cure}")
         section, _, key = name.removeprefix(ENVIRONMENT).lower().partition("__")
-        yield section, key or None, _environment_value(environ[name]), f"environment {name}"
+        secret = (section, key) in SECRETS  # a password of digits is text
+        yield section, key or None, environ[name] if secret else _environment_value(environ[name]), f"environment {name}"
 
 
 def _environment_value(text: str) -> Any:
@@ -298,7 +269,9 @@ def _prepared(section: str, values: Any, where: str) -> Any:
     prepared = {key: getattr(default, key) for key in _keys_of(kind)}
     for key, value in values.items():
         if (section, key.removesuffix("_file")) in SECRETS and key not in hints:
-            key, value = key.removesuffix("_file"), _secret_file(Path(value), f"{where}: {section}.{key}")
+            key, value = key.removesuffix("_file"), _secret_file(value, f"{where}: {section}.{key}")
+        elif hints[key] is Secret:
+            value = _secret(value, f"{where}: {section}.{key}")
         elif hints[key] is timedelta and isinstance(value, str):
             try:
                 value = parse_duration(value)
@@ -310,14 +283,20 @@ def _prepared(section: str, values: Any, where: str) -> Any:
     return prepared
 
 
-def _secret_file(path: Path, where: str) -> Secret:
+def _secret_file(path: Any, where: str) -> Secret:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode not in SECRET_FILE_MODES:
-            raise SettingsError(f"{where}: {path} has mode {mode:04o}, wanted 0400: run chmod 0400 {path}")
-        return Secret(path.read_text().strip())
-    except OSError as error:
+        return read_secret(Path(path))
+    except (OSError, ValueError, TypeError) as error:
         raise SettingsError(f"{where}: {error}") from error
+
+
+def _secret(value: Any, where: str) -> Secret:
+    """A value that no error may show."""
+    if not isinstance(value, str):
+        raise SettingsError(f"{where} is no text: write it in quotes, or better in a file that {where.split()[-1]}_file names")
+    if value == STARS:
+        raise SettingsError(f"{where} is {STARS}, as `headgate config show` prints it: name a file in {where.split()[-1]}_file")
+    return Secret(value)
 
 
 def _plain(value: Any) -> Any:
@@ -328,7 +307,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     if isinstance(value, Secret):
-        return "********"
+        return str(value)
     if isinstance(value, str):
         return re.sub(r"(://[^:/@]+:|password=)[^@/&]+", r"\1********", value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

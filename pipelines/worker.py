@@ -17,7 +17,7 @@ from assets.stream.log import StreamUnreachable
 from assets.workspace import Workspace
 from monitoring.alarms import raise_alarm
 from pipelines.attempts import attempts_of, begin, failed, next_attempt
-from pipelines.run_window import WindowResult, due_window, run_window
+from pipelines.run_window import WindowResult, due_window, held, run_window
 from security.journal import JournalUnreachable
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,9 @@ def _try(
     """
     task, now = workspace.task.name, workspace.now()
     attempt, reason = next_attempt(attempts_of(workspace.journal, task, window), now, running=False)
-    if not attempt:
+    if attempt:
+        reason = held(window, workspace)
+    if reason:
         return f"window {window} waits: {reason}"
     if not begin(workspace.journal, task, window, attempt, at=now, actor=workspace.actor):
         return f"window {window} waits: another driver has just begun it"

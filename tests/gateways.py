@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +33,20 @@ from security.tokens import issue
 from tests.tasks import TwoBlobs, columns
 
 EVENT = {"event_id": "e1", "x0": 1.0, "x1": -0.5, "x2": 0, "x3": 2.25}
+REPOSITORY = Path(__file__).parents[1]
 QUICK: dict[str, Any] = {"poll_seconds": 0.05, "rate_per_second": 50_000.0, "burst": 50_000, "drain_seconds": 2.0}
+
+SETTINGS = """
+task = "tests.tasks:TwoBlobs"
+[journal]
+url = "sqlite:///journal/journal.db"
+[store]
+url = "store"
+[keys]
+directory = "keys"
+[stream]
+bootstrap_servers = "embedded"
+"""
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 5.0) -> float:
@@ -112,7 +128,7 @@ class World:
     def gateway(self, *, log: Any = "own", journal: Any = None, **config: Any) -> tuple[Gateway, httpx.Client]:
         """A started gateway and a client with a token for everything."""
         made = Gateway(
-            GatewayConfig(**{**QUICK, **config}),
+            GatewayConfig(**{**QUICK, "spool": self.folder / "spool", **config}),
             self.task,
             journal or self.journal,
             self.store,
@@ -136,12 +152,14 @@ class World:
 
     def recorded(self, topic: str = "predictions") -> list[dict[str, Any]]:
         """Every prediction in the log."""
-        import json
+        return [row for rows in self.partitions(topic).values() for row in rows]
 
-        found = []
+    def partitions(self, topic: str = "predictions") -> dict[int, list[dict[str, Any]]]:
+        """The predictions of each partition, in the log's order."""
+        found = {}
         for partition, bounds in self.log.bounds(topic, datetime.now(UTC)).partitions.items():
-            for batch in self.log.read(topic, partition, bounds.earliest, bounds.latest):
-                found += [json.loads(record.value or b"") for record in batch]
+            batches = self.log.read(topic, partition, bounds.earliest, bounds.latest)
+            found[partition] = [json.loads(record.value or b"") for batch in batches for record in batch]
         return found
 
     @contextmanager
@@ -161,6 +179,21 @@ class World:
             child.communicate()
         self.journal.close()
         self.log.close()
+
+
+def headgate(world: World, *words: str, settings: str = SETTINGS) -> subprocess.Popen[str]:
+    """The real command in the world's folder."""
+    (world.folder / "headgate.toml").write_text(settings)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from pipelines.cli import main; main()", *words],
+        cwd=world.folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    world.children.append(process)
+    return process
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from tests.worlds import EVENTS_A_DAY, make_world
 
 DAYS = 4  # an update every two days: two versions, the second trained from the first
 FIRST, LAST, NEXT = "2026-01-01T00:00Z", "2026-01-04T00:00Z", "2026-01-05T00:00Z"
-# Run by tests of their own: the demo and the page by theirs, servers as real processes (test_up, test_gateway_faults).
+# Run by tests of their own: the demo and the page by theirs, servers as real processes (test_up, test_gateway_kills).
 ELSEWHERE = {"demo", "dashboard", "up", "gateway", "broker"}
 
 

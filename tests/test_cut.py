@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from assets.stream.clock import NotDue, WindowPolicy
+from assets.stream.clock import NotDue, WindowPolicy, nth_window
 from assets.stream.cut import Cut, CutRefused, Topics, decide_cut, next_due_window
 from assets.stream.embedded import EmbeddedLog
-from assets.stream.kafka import KafkaLog
 from assets.stream.log import Bounds, IdentityChanged, OffsetsGone, TopicBounds
+from security.journal import Draft
 from tests.windows import NOW, START, Stream, event, label, new_topics
 
 TOPICS = Topics("e", "l", "p")
@@ -55,6 +56,23 @@ def test_a_new_partition_is_read_from_its_beginning():
     first = decide_cut(None, log_with((3, 20, 12)), W0, POLICY, TOPICS)
     second = decide_cut(first, log_with((3, 20, 15), (0, 4, 2)), W1, POLICY, TOPICS)
     assert spans(second) == {0: (12, 15), 1: (0, 2)}
+
+
+def test_after_an_accepted_truncation_the_partition_begins_where_the_log_went_on():
+    first = decide_cut(None, log_with((0, 20, 12), (0, 7, None)), W0, POLICY, TOPICS)
+    second = decide_cut(first, log_with((0, 10, 9), (0, 9, 8)), W1, POLICY, TOPICS, {("e", 0): 8, ("l", 0): 8, ("p", 0): 8})
+    assert spans(second) == {0: (8, 9), 1: (7, 8)}
+    with pytest.raises(OffsetsGone, match=f"ends at offset 7, .*accept-gap {W1} --topic e --partition 0"):
+        decide_cut(first, log_with((0, 7, None), (0, 9, 8)), W1, POLICY, TOPICS, {("e", 0): 8})
+
+
+def test_time_stamps_that_step_back_stop_the_search_early_and_lose_nothing():
+    """The old leader's clock was fast: its record at 4 answers for every window until its time."""
+    log = log_with((0, 30, 4), kind="LogAppendTime")
+    first = decide_cut(None, log, W0, WALL, TOPICS)
+    second = decide_cut(first, log, W1, WALL, TOPICS)
+    third = decide_cut(second, log_with((0, 30, 25), kind="LogAppendTime"), W2, WALL, TOPICS)
+    assert [spans(cut)[0] for cut in (first, second, third)] == [(0, 4), (4, 4), (4, 25)]
 
 
 def test_predictions_are_cut_at_the_high_watermark_under_the_streams_clock_and_by_time_under_the_walls():
@@ -181,6 +199,76 @@ def test_the_next_due_window_is_the_earliest_that_is_not_sealed(stream):
     assert due() is None
 
 
+def test_the_next_window_is_found_without_walking_from_the_first_again(stream):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    draw, done = random.Random(seed), set()
+    stream.end(60 * 50)
+    while len(done) < 40:
+        name = nth_window(stream.policy, draw.randrange(45))
+        if name not in done:
+            draft = Draft("window/delays", "window.sealed", {"window": name})
+            stream.history.journal.append(draft, actor="test", at=NOW)
+            done.add(name)
+        wanted = next(each for number in range(50) if (each := nth_window(stream.policy, number)) not in done)
+        assert next_due_window(stream.history, stream.log, stream.policy, stream.topics, now=NOW) == wanted
+
+
+def test_one_wrong_time_in_one_topic_makes_nothing_due(stream):
+    stream.publish(event("a", 10), event("wrong", 10**6), label("a", 20))
+    with pytest.raises(NotDue, match="events and labels"):
+        stream.cut(0)
+
+
+def test_wrong_times_in_both_topics_make_nothing_due_beyond_now(tmp_path):
+    """Kafka from 4.0 on refuses them itself (message.timestamp.after.max.ms is an hour there)."""
+    log = EmbeddedLog(tmp_path / "log.db")
+    stream = Stream(log, new_topics(log), tmp_path / "a")
+    stream.publish(event("a", 10), event("wrong", 10**8), label("a", 20), label("wrong", 10**8))  # 190 years ahead
+    now = START + timedelta(hours=1, minutes=30)
+    assert stream.cut(0, now=now)
+    with pytest.raises(NotDue, match="after now"):
+        stream.cut(1, now=now)
+
+
+def test_a_record_with_a_wrong_clock_that_hides_those_behind_it_is_named(stream):
+    stream.publish(event("a", 10, 0), event("wrong", 60 * 200, 0), *(event(f"{n}", 11 + n, 0) for n in range(20)))
+    stream.end(180)
+    assert spans(stream.cut(0), stream.topics.events)[0] == (0, 1)
+    with pytest.raises(CutRefused, match=r"partition 0 offset 1 is stamped .* most of the 20 records behind it"):
+        stream.cut(1)
+
+
+@pytest.mark.parametrize("behind", [[*range(12000, 12030)], [30, 12001, 12002, 12003, 12004, *range(12005, 12015)], [30]])
+def test_a_quiet_time_is_not_a_wrong_clock_even_with_a_late_record_after_it(stream, behind):
+    stream.publish(event("a", 10, 0), event("monday", 12000, 0), *(event(f"{n}", m, 0) for n, m in enumerate(behind)))
+    stream.end(13000)
+    cuts = [stream.cut(number) for number in range(3)]
+    assert [spans(cut, stream.topics.events)[0] for cut in cuts] == [(0, 1), (1, 1), (1, 1)]
+
+
+@pytest.fixture
+def walls(event_log, tmp_path):
+    """A stream stamped by its log's clock, in windows of a week that begin today."""
+    names = Topics(*(f"{topic}-wall" for topic in new_topics(event_log).all))
+    for name in names.all:
+        event_log.create_topic(name, 1, timestamp_type="LogAppendTime")
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return Stream(event_log, names, tmp_path / "a", policy=WindowPolicy(timedelta(days=7), today))
+
+
+def test_a_host_whose_clock_runs_ahead_cuts_early_and_the_next_window_has_the_rest(walls):
+    """And when its clock is put right, it waits: the window after is due by the true time."""
+    fast = walls.policy.start + timedelta(days=7, seconds=60)
+    walls.publish(event("before", 1))
+    early = walls.cut(0, now=fast)
+    walls.publish(event("of the same window", 2))
+    with pytest.raises(NotDue):
+        walls.cut(1, now=datetime.now(UTC))
+    later = walls.cut(1, now=fast + timedelta(days=7))
+    assert [spans(cut, walls.topics.events)[0] for cut in (early, later)] == [(0, 1), (1, 2)]
+
+
 def test_by_the_wall_the_topics_of_the_brokers_clock_are_cut(event_log, tmp_path):
     topics = new_topics(event_log)
     wall = Topics(*(f"{topic}-wall" for topic in topics.all))
@@ -217,67 +305,3 @@ def test_two_that_race_to_cut_make_one_cut(tmp_path):
     assert len(journalled) == 10
     assert len(cuts) == 60
     assert all(cut.body() == journalled[number] for number, cut in cuts)
-
-
-class Transactions:
-    """A producer that writes records of one topic in transactions."""
-
-    def __init__(self, kafka, topic):
-        from kafka import KafkaProducer
-
-        self.topic, self.producer = topic, KafkaProducer(bootstrap_servers=kafka, transactional_id=topic)
-        self.producer.init_transactions()
-
-    def begin(self, record):
-        self.producer.begin_transaction()
-        self.producer.send(self.topic, record.value, record.key, timestamp_ms=record.timestamp).get(5)
-
-    def commit(self):
-        self.producer.commit_transaction()
-
-    def abort(self):
-        self.producer.abort_transaction()
-
-
-@pytest.fixture
-def kafka_stream(kafka, tmp_path):
-    """A stream on Kafka by the wall's clock, stamped by the broker; its first week is the one that contains today."""
-    log = KafkaLog(kafka)
-    names = Topics(*(f"{topic}-wall" for topic in new_topics(log).all))
-    for name in names.all:
-        log.create_topic(name, 1, timestamp_type="LogAppendTime")
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    yield Stream(log, names, tmp_path / "a", policy=WindowPolicy(timedelta(days=7), today))
-    log.close()
-
-
-def test_an_open_transaction_on_kafka_holds_the_window_back_until_it_is_decided(kafka, kafka_stream):
-    topic, later = kafka_stream.topics.events, kafka_stream.policy.start + timedelta(days=8)
-    writer = Transactions(kafka, topic)
-    writer.begin(event("undone", 5))
-    writer.abort()
-    writer.begin(event("a", 5))
-    with pytest.raises(NotDue, match=r"open transaction .* offsets from 2 are not decided, the window ends at 3"):
-        kafka_stream.cut(0, now=later)
-    writer.commit()
-    assert spans(kafka_stream.cut(0, now=later), topic) == {0: (0, 4)}
-    sealed = kafka_stream.seal(0)
-    assert sealed.rows[topic] == 1
-    assert sealed.gaps[topic] == 3  # the aborted record and two markers
-    writer.producer.close()
-
-
-def test_a_replay_written_in_transactions_is_refused_because_their_markers_carry_the_brokers_time(kafka, tmp_path):
-    log = KafkaLog(kafka)
-    stream = Stream(log, new_topics(log, partitions=1), tmp_path / "a")
-    stream.publish(label("a", 10), label("b", 130))
-    writer = Transactions(kafka, stream.topics.events)
-    for number in range(2):
-        writer.begin(event(f"{number}", 5 + number))
-        writer.commit()
-    stream.end(180)
-    assert spans(stream.cut(0), stream.topics.events) == {0: (0, 1)}
-    with pytest.raises(CutRefused, match="offset 1 is a transaction's marker"):
-        stream.cut(1)
-    writer.producer.close()
-    log.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -153,7 +154,36 @@ def test_whatever_comes_in_each_record_is_a_row_or_has_a_reason(changes, garbage
     assert np.isfinite(decoded.table["x"].to_numpy()).all()
 
 
+def test_a_negative_zero_is_a_zero_however_it_is_spelled():
+    spelled = body(near=[-0.0, -1e-60], path=[-0.0], narrow=-1e-60).replace(b'"x": 0.1', b'"x": -0')
+    row = DECODER.decode(records(spelled)).table.to_pylist()[0]
+    zeros = [row["x"], row["narrow"], *row["near"], *row["path"]]
+    assert zeros == [0.0] * 5
+    assert [math.copysign(1, zero) for zero in zeros] == [1.0] * 5
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_a_time_is_cut_to_the_unit_of_its_column_also_before_1970(unit):
+    schema = pa.schema([("at", pa.timestamp(unit, "UTC"))])
+    texts = ["1969-12-31T23:59:58.1234567+00:00", "2013-06-03T10:00:00.987654321+02:00"]
+    table = Decoder(schema).decode(records(*(json.dumps({"at": text}).encode() for text in texts))).table
+    micros = [-1_876_544, 1_370_246_400_987_654]
+    size = {"s": 1_000_000, "ms": 1000, "us": 1, "ns": 1}[unit]
+    due = [number // size * (1000 if unit == "ns" else 1) for number in micros]
+    assert table["at"].cast(pa.int64()).to_pylist() == due
+
+
+def test_a_date_is_a_day_and_no_time():
+    decoder = Decoder(pa.schema([("day", pa.date32())]))
+    decoded = decoder.decode(records(b'{"day": "2013-06-03"}', b'{"day": null}'))
+    assert decoded.table["day"].to_pylist() == [date(2013, 6, 3), None]
+    assert reason(b'{"day": "2013-06-03T00:00:00Z"}', decoder) == "field 'day': not a date in ISO 8601"
+    assert "wrong type: found an integer" in reason(b'{"day": 3}', decoder)
+
+
 def test_a_schema_that_json_cannot_carry_is_refused_with_the_field():
+    with pytest.raises(SchemaRefused, match=r"'none' has type fixed_size_list<item: float>\[0\]"):
+        Decoder(pa.schema([("none", pa.list_(pa.float32(), 0))]))
     with pytest.raises(SchemaRefused, match=r"'blob' has type binary"):
         Decoder(pa.schema([("blob", pa.binary())]))
     with pytest.raises(SchemaRefused, match="'_offset': names with a leading underscore"):

@@ -154,6 +154,13 @@ def test_no_evidence_is_undecided_and_stale() -> None:
     assert look(days([]), now=START).blocks == 0
 
 
+def test_a_block_that_touches_a_gap_does_not_count_also_not_its_part_of_before() -> None:
+    quarter = [window_body(k, [0.5] * 5, [0.4] * 5, DAY / 4) for k in range(8)]
+    quarter[6] |= {"void": {"windows": ["w"], "blocks": [ORIGIN + 86_400_000], "examples": 5}}
+    assert look(folded(quarter)).blocks == 1
+    assert folded(quarter).void == {ORIGIN + 86_400_000}
+
+
 def test_a_window_without_examples_adds_no_block() -> None:
     assert look(folded([window_body(0, [], [])])).blocks == 0
 

@@ -21,7 +21,7 @@ from pipelines.gateway.answer import Refused
 from pipelines.gateway.app import ROUTES
 from pipelines.gateway.core import Instant
 from pipelines.gateway.request import RequestReader, SchemaUnusable
-from pipelines.gateway.server import Gateway, GatewayConfig, StrictRecordingUnavailable
+from pipelines.gateway.server import Gateway, GatewayConfig
 from security.journal import Draft
 from security.listening import PortInUse
 from tests.gateways import EVENT, QUICK, blobs_base, wait_until, world
@@ -317,11 +317,6 @@ def test_a_port_in_use_names_the_port_and_the_cure(world):
     second = Gateway(GatewayConfig(**QUICK), world.task, world.journal, world.store, world.keys, None)
     with pytest.raises(PortInUse, match=rf"port {port} on 127\.0\.0\.1 is in use.*--port"):
         second.start(port)
-
-
-def test_strict_recording_is_refused_with_a_sentence():
-    with pytest.raises(StrictRecordingUnavailable, match='only "available" is built'):
-        GatewayConfig(recording="strict")
 
 
 def test_columns_come_out_with_the_types_training_saw():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections import Counter
@@ -15,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets.stream import seen
+import tests.windows
+from assets.stream import store
 from assets.stream.clock import NotDue
 from assets.stream.decode import SchemaRefused
 from assets.stream.embedded import EmbeddedLog
+from assets.stream.index import IndexOutdated
 from assets.stream.join import Examples, find_examples, read_examples
 from assets.stream.log import Outgoing
-from assets.stream.seal import SealDiffers, find_sealed
+from assets.stream.seal import SealDiffers, SealedFile, SealedWindow, find_sealed
 from assets.stream.store import StoreDamaged
-from tests.windows import START, Stream, at, event, label, new_topics
+from tests.windows import NOW, START, Stream, at, event, label, new_topics
 
 
 @pytest.fixture
@@ -209,24 +210,12 @@ def test_another_horizon_does_not_change_what_was_joined(stream):
 
 
 def test_schemas_that_do_not_go_together_are_refused(stream, monkeypatch):
-    import tests.windows
-
     both = pa.schema([*tests.windows.LABEL, pa.field("x", pa.float64())])
     monkeypatch.setattr(tests.windows, "LABEL", both)
     stream.end(60)
     stream.cut(0), stream.seal(0)
     with pytest.raises(SchemaRefused, match="'x' is in the event and in the label schema"):
         stream.join(0)
-
-
-def test_the_ids_of_any_number_of_windows_lie_in_few_files_that_tile_them():
-    for number in range(1, 600):
-        spans = [(n - (n & -n), n) for n in seen.covering(number)]
-        assert len(spans) <= math.log2(number) + 1
-        assert sorted(k for low, high in spans for k in range(low + 1, high + 1)) == list(range(1, number + 1))
-        own = [(n - (n & -n), n) for n in seen.parts(number)]
-        inside = sorted(k for low, high in own for k in range(low + 1, high + 1))
-        assert inside == list(range(number - (number & -number) + 1, number))
 
 
 def test_a_file_of_ids_that_is_gone_stops_the_join(stream):
@@ -239,6 +228,147 @@ def test_a_file_of_ids_that_is_gone_stops_the_join(stream):
     (stream.root / find_examples(stream.history, stream.window(2)).seen_path).unlink()
     with pytest.raises(StoreDamaged, match="learnt from twice"):
         stream.join(3)
+
+
+def test_a_join_opens_the_indexes_its_horizon_reaches_and_no_others(stream):
+    """Two hours: a label may lie four hours back. What was known before lies in the blocks of windows 7 and 9."""
+    for hour in range(12):
+        stream.publish(event(f"{hour}", 60 * hour), label(f"{hour}", 60 * hour + 70))
+    stream.end(720)
+    for number in range(10):
+        stream.run(number)
+    stream.cut(10), stream.seal(10)
+    for number in range(4):
+        (stream.root / find_examples(stream.history, stream.window(number)).seen_path).unlink()
+    assert stream.join(10).examples == 1
+    (stream.root / find_examples(stream.history, stream.window(8)).seen_path).unlink()
+    stream.cut(11), stream.seal(11)
+    with pytest.raises(StoreDamaged, match="learnt from twice"):
+        stream.join(11)
+    assert stream.join(8).examples == 1, "made again from the sealed files and the indexes before it"
+    assert stream.join(11).examples == 1
+
+
+def test_a_damaged_index_stops_the_join_and_is_made_again_when_it_is_deleted(stream):
+    stream.publish(event("a", 0), event("b", 61), label("a", 30), label("b", 90))
+    run(stream, 3)
+    path = stream.root / find_examples(stream.history, stream.window(1)).seen_path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:70] + b"?" + whole[71:])
+    stream.end(240)
+    stream.cut(3), stream.seal(3)
+    with pytest.raises(StoreDamaged, match="with another's label"):
+        stream.join(3)
+    path.unlink()
+    stream.join(1)
+    assert (path.read_bytes(), stream.join(3).examples) == (whole, 1)
+
+
+def test_a_window_joined_by_an_older_version_still_opens_and_the_next_join_says_what_to_do(stream):
+    stream.publish(event("a", 0), label("a", 30))
+    stream.end(120)
+    for number in range(2):
+        stream.cut(number), stream.seal(number)
+    twin = Stream(stream.log, stream.topics, stream.folder / "twin")
+    twin.end(120)
+    body = twin.run(0)[2].body()
+    old = {key: value for key, value in body.items() if key not in ("latest", "lag_by_outcome")}
+    stream.history.once("examples.joined", old | {"seen_path": "delays/windows/x/seen.u64"}, actor="test", at=NOW)
+    known = find_examples(stream.history.refresh(), stream.window(0))
+    assert (known.latest, known.lag_by_outcome, known.examples) == (None, None, 0)
+    with pytest.raises(IndexOutdated, match="Give the task another name"):
+        stream.join(1)
+    with pytest.raises(IndexOutdated, match="Give the task another name"):
+        stream.join(0)
+
+
+def test_the_lag_is_shown_by_outcome_for_values_with_enough_labels(stream):
+    for n in range(60):
+        stream.publish(event(f"{n}", 0), label(f"{n}", 10 + n // 3 if n % 3 else 100, y=n % 3 if n != 5 else 7))
+    found = run(stream, 3)[2]
+    assert found.lag_by_outcome == {
+        "0": {"p50": 6000.0, "p90": 6000.0, "p99": 6000.0},
+        "1": {"p50": 1140.0, "p90": 1620.0, "p99": 1740.0},
+    }
+    assert found.examples == 60, "an outcome with 19 labels is left out of the entry, not of the examples"
+    assert Examples.of(found.body()) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "shown"),
+    [
+        (pa.bool_(), [True, False], {"True", "False"}),
+        (pa.string(), ["late", "on time"], {"late", "on time"}),
+        (pa.string(), [f"text {n}" for n in range(11)], set()),
+        (pa.float64(), [0.0, 1.0], set()),
+    ],
+)
+def test_what_is_no_outcome_has_no_lag_by_outcome(stream, monkeypatch, kind, values, shown):
+    monkeypatch.setattr(tests.windows, "LABEL", pa.schema([tests.windows.LABEL.field(0), pa.field("y", kind, nullable=False)]))
+    for n in range(20 * len(values)):
+        stream.publish(event(f"{n}", 0), label(f"{n}", 10, y=values[n % len(values)]))
+    assert set(run(stream, 3)[2].lag_by_outcome) == shown
+
+
+# -- windows sealed by hand: columns and sizes the small stream does not have -----------------------------------------
+
+
+def seal_by_hand(stream, number, events, labels):
+    """Journal a window whose files hold these columns: (name -> values) with `_timestamp` in minutes, by partition."""
+    files, rows, arrived = [], {}, {}
+    for topic, parts in ((stream.topics.events, events), (stream.topics.labels, labels)):
+        moments = []
+        for part, columns in enumerate(parts):
+            stamps = [at(minutes) for minutes in columns["_timestamp"]]
+            moments += stamps
+            envelope = {"_partition": [part] * len(stamps), "_offset": list(range(len(stamps)))}
+            columns = {**envelope, **columns, "_timestamp": pa.array(stamps, store.MILLISECONDS)}
+            path = f"{store.window_folder(stream.task, stream.window(number))}/{topic}-{part}.parquet"
+            (stream.root / path).parent.mkdir(parents=True, exist_ok=True)
+            with store.RowGroups(stream.root / path, pa.table(columns).schema) as writer:
+                writer.add(pa.table(columns))
+            files.append(SealedFile(path, topic, part, writer.sha256, len(stamps)))
+        rows[topic], arrived[topic] = len(moments), (min(moments), max(moments)) if moments else None
+    sealed = SealedWindow(stream.window(number), tuple(files), rows, 0, None, {}, arrived, "ab" * 32, pa.__version__)
+    stream.history.refresh().once("window.sealed", sealed.body(), actor="test", at=NOW)
+
+
+def test_columns_with_a_leading_underscore_are_headgates_own_and_in_no_example(stream):
+    odd = {"_header_trace": ["t"], "_ce_id": ["c"]}
+    nothing = {"event_id": pa.array([], pa.string()), "_timestamp": []}
+    empty = [{**nothing, "a.b": pa.array([], pa.float64())}], [{**nothing, "near": pa.array([], pa.list_(pa.float64()))}]
+    event_columns = {**odd, "event_id": ["é"], "_timestamp": [3], "a.b": [7.5]}
+    label_columns = {**odd, "event_id": ["é"], "_timestamp": [4], "near": [[1.5]]}
+    seal_by_hand(stream, 0, [event_columns], [label_columns])
+    for number in (1, 2):
+        seal_by_hand(stream, number, *empty)
+        stream.join(number - 1)
+    table = read_examples(stream.root, stream.join(2))
+    assert table.column_names == ["event_id", "a.b", "_arrived", "_matured", "near", "_label_at", "_label_absent"]
+    assert [table[name].to_pylist() for name in ("event_id", "a.b", "near")] == [["é"], [7.5], [[1.5]]]
+
+
+def test_rows_are_found_in_the_row_groups_of_a_large_window(stream):
+    """150,000 events in two files of several row groups; every 1,000th has a label, sealed out of order."""
+    count = 75_000
+    events = [
+        {"event_id": [f"{part}-{n}" for n in range(count)], "_timestamp": (np.arange(count) % 60).tolist(),
+         "x": np.arange(count) + 0.5 * part} for part in range(2)
+    ]  # fmt: skip
+    marked = [(part, n) for n in range(0, count, 1000) for part in range(2)][::-1]
+    labels = [
+        {"event_id": [f"{part}-{n}" for part, n in marked], "_timestamp": [70] * len(marked), "y": [n for _, n in marked]}
+    ]
+    none = [{name: pa.array([], pa.table(columns).schema.field(name).type) for name, columns in ((n, c) for n in c)}
+            for c in (events[0], labels[0])]  # fmt: skip
+    seal_by_hand(stream, 0, events, [none[1]])
+    seal_by_hand(stream, 1, [none[0]], labels)
+    seal_by_hand(stream, 2, [none[0]], [none[1]])
+    stream.join(0), stream.join(1)
+    found = stream.join(2)
+    assert (found.events_matured, found.examples) == (2 * count, len(marked))
+    rows = read_examples(stream.root, found).to_pylist()
+    assert {(row["event_id"], row["x"], row["y"]) for row in rows} == {(f"{p}-{n}", n + 0.5 * p, n) for p, n in marked}
 
 
 # -- against a naive reference ----------------------------------------------------------------------------------------
@@ -318,23 +448,46 @@ def naive(stream, windows):
     return examples, counts
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_random_streams_give_what_a_naive_reference_gives_none_lost_none_doubled(tmp_path, unsafe, seed):
+def spelled(name, style):
+    """The id of e7 or orphan7 in one of the forms an id may have."""
+    number = int(name.lstrip("ephanor"))
+    number += 1000 * name.startswith("orphan")
+    return {"plain": name, "unicode": f"ключ-{name}-日本", "long": name * 200, "integer": number}[style]
+
+
+def respelled(record, style):
+    value = json.loads(record.value)
+    return replace(record, value=json.dumps(value | {"event_id": spelled(value["event_id"], style)}).encode())
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_streams_give_what_a_naive_reference_gives_none_lost_none_doubled(tmp_path, unsafe, monkeypatch, seed):
     rng = Random(seed)
     log = EmbeddedLog(tmp_path / "log.db")
-    stream = Stream(log, new_topics(log, partitions=rng.randint(1, 2)), tmp_path / "a")
+    stream = Stream(log, new_topics(log, partitions=rng.randint(1, 3)), tmp_path / "a")
     every = rng.choice([30, 60, 120, 180, 240, 360])
     stream.policy = replace(stream.policy, every=timedelta(minutes=every), grace=timedelta(minutes=rng.choice([0, 10])))
     stream.horizon = timedelta(minutes=rng.choice([1, 45, 120, 121]))
+    style, negative = ("plain", "unicode", "long", "integer")[seed % 4], seed % 3 == 0
+    if style == "integer":
+        for name in ("EVENT", "LABEL"):
+            whole = pa.field("event_id", pa.int64(), nullable=False)
+            monkeypatch.setattr(tests.windows, name, getattr(tests.windows, name).set(0, whole))
     windows = 840 // every + 1
-    cut_while_it_comes(stream, rng, random_stream(rng, 300), windows)
-    joined = [stream.join(number) for number in range(windows)]
+    records = [respelled(record, style) for record in random_stream(rng, 300)]
+    cut_while_it_comes(stream, rng, records, windows)
+    joined = [stream.join(number, negative) for number in range(windows)]
     found = [
         (row["event_id"], (number, int(row["_arrived"].timestamp() * 1000), row["y"]))
         for number, each in enumerate(joined)
         for row in read_examples(stream.root, each).to_pylist()
+        if row["y"] is not None or not row["_label_absent"]
     ]
-    examples, counts = naive(stream, windows)
+    plain, counts = naive(stream, windows)
+    examples = {spelled(name, style): example for name, example in plain.items()}
+    made = sum(each.examples for each in joined)
+    assert made == (counts["matured"] if negative else len(examples))
+    assert sum(each.unlabelled for each in joined) == (0 if negative else counts["matured"] - len(examples))
     assert len(found) == len(dict(found)), "an event is in two windows"
     assert dict(found) == examples
     assert sum(each.events_matured for each in joined) == counts["matured"]

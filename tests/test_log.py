@@ -9,6 +9,7 @@ import socket
 import time
 import zlib
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -170,6 +171,15 @@ def test_a_range_beyond_the_end_is_an_error_not_a_wait(event_log, topic):
         everything(event_log, topic, 0, 0, 8)
 
 
+def test_records_that_are_written_after_a_read_are_found_by_the_next_one(event_log, topic):
+    event_log.create_topic(topic, 1)
+    for n in range(3):
+        with pytest.raises(OffsetsGone, match=rf"offsets \[{n}, {n + 1}\).*ends at {n}"):
+            everything(event_log, topic, 0, n, n + 1)
+        event_log.append(topic, [Outgoing(b"k", b"%d" % n, T0)])
+        assert [record.value for record in everything(event_log, topic, 0, n, n + 1)] == [b"%d" % n]
+
+
 def test_an_unknown_topic_is_named_with_the_nearest_one(event_log, topic):
     event_log.create_topic(topic, 1)
     wrong = topic.replace("flights", "flihgts")
@@ -193,6 +203,27 @@ def test_creating_a_topic_twice_changes_nothing_and_another_shape_is_an_error(ev
         event_log.create_topic(topic, 3)
     with pytest.raises(TopicMismatch, match=r"has message\.timestamp\.type CreateTime, wanted LogAppendTime"):
         event_log.create_topic(topic, 2, timestamp_type="LogAppendTime")
+
+
+def test_headers_come_back_in_order_with_their_repetitions(event_log, topic):
+    event_log.create_topic(topic, 1)
+    headers = [(), (("trace", b"1"),), (("trace", b""), ("näme", b"\xff\x00"), ("trace", b"2"), ("", b"x" * 300))]
+    event_log.append(topic, [Outgoing(b"k", b"v", T0, headers=found) for found in headers * 40])
+    assert [record.headers for record in everything(event_log, topic, 0)] == headers * 40
+
+
+def test_the_batches_of_a_read_account_for_every_offset_once_and_mark_what_they_came_from(event_log, topic):
+    event_log.create_topic(topic, 1)
+    for turn in range(4):
+        event_log.append(topic, [Outgoing(b"k", b"%d" % n * 500, T0) for n in range(turn * 100)])
+    batches = list(event_log.read(topic, 0, 30, 570))
+    assert batches[0].begin == 30 and batches[-1].end == 570
+    assert all(after.begin == before.end for before, after in pairwise(batches))
+    marks = [mark for batch in batches for mark in batch.marks.tolist()]
+    assert marks[0][0] <= 30 and marks[-1][1] >= 569
+    assert all(after[0] == before[1] + 1 for before, after in pairwise(marks))
+    again = [mark for batch in event_log.read(topic, 0, 30, 570) for mark in batch.marks.tolist()]
+    assert again == marks
 
 
 def test_a_partition_that_is_not_there_is_an_error(event_log, topic):

@@ -205,7 +205,7 @@ def test_a_log_that_answers_with_the_wrong_records_is_not_believed(small):
     some(small)
     small.cut(0)
     small.log = Doubled(small.log.path)
-    with pytest.raises(SealIncomplete, match="accounts for offset .* was due: nothing was sealed|out of order"):
+    with pytest.raises(SealIncomplete, match=r"accounts for offset .* was due: nothing was sealed|out of order"):
         small.seal(0)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from assets.steps.window import decide
+from assets.stream.acceptance import accept_gap
+from assets.stream.embedded import EmbeddedLog
 from assets.stream.kafka import KafkaLog
 from assets.stream.log import StreamUnreachable
+from assets.stream.seal import find_sealed
 from monitoring.alarms import open_alarms
 from pipelines import worker
 from pipelines.attempts import attempts_of, newest_failure
 from pipelines.broker_folder import free_port
 from pipelines.opening import workspace_of
+from pipelines.run_window import run_window
 from tests.gateways import wait_until
 from tests.worlds import make_world
 
@@ -147,3 +153,42 @@ def test_a_journal_that_is_away_is_waited_for(tmp_path, begin):
     (tmp_path / "books").unlink()
     (tmp_path / "books-away").rename(tmp_path / "books")
     wait_until(lambda: finished(world), 20.0)
+
+
+class HeldBack(EmbeddedLog):
+    """A log in which a transaction is open from the beginning."""
+
+    open = True
+
+    def bounds(self, topic, at):
+        found = super().bounds(topic, at)
+        if not self.open:
+            return found
+        return replace(found, partitions={part: replace(b, last_stable=0) for part, b in found.partitions.items()})
+
+
+def test_a_window_that_an_open_transaction_holds_back_is_waited_for_and_uses_no_attempt(world):
+    world.publish(1)
+    log = world.workspace.log = HeldBack(world.log.path)
+    for _ in range(3):
+        assert "waits for an open transaction" in run_what_is_due(world).waits
+    assert attempts_of(world.journal, "blobs", world.window(0)).count == 0
+    log.open = False
+    assert run_what_is_due(world).done == 1
+    log.close()
+
+
+def test_records_that_were_deleted_before_they_were_read_are_an_alarm_and_can_be_gone_on_without(world):
+    world.publish(1)
+    decide(world.window(0), world.workspace)
+    events = world.settings.stream.events
+    world.log.trim(events, 0, 5)
+    assert "are gone: the log begins at 5" in run_what_is_due(world).waits
+    assert [alarm.kind for alarm in open_alarms(world.journal, "blobs")] == ["stream_gap"]
+    workspace, window = world.workspace, world.window(0)
+    arguments = (workspace.history, workspace.log, workspace.store, window, events, 0)
+    accept_gap(*arguments, reason="the disk was full", now=workspace.now(), actor="test")
+    run_window(window, workspace)
+    sealed = find_sealed(workspace.history.refresh(), window)
+    assert sealed.accepted == ((events, 0, 0, 5),)
+    assert sealed.rows[events] == 240 - 5

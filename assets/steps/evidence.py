@@ -1,12 +1,13 @@
 """Step `evidence`: score the versions under test on the window's examples, before anything is trained on them.
 
 Stable and candidate answer the same examples. Requests by arm come from the sealed predictions. What is written are sums
-and counts; what follows from them is for the release rules.
+and counts; what follows from them is for the release rules. Examples that lived through an accepted gap do not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from assets.steps.rollout import verified
 from assets.stream.clock import window_bounds
 from assets.stream.columns import columns_of
+from assets.stream.gap import touched
 from assets.stream.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
 from monitoring import evidence as sums
@@ -31,18 +33,41 @@ def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
     losses = _losses(workspace, columns, [version for pair in board.pairs() for version in pair])
     comparable = [pair for pair in board.pairs() if set(pair) <= set(losses)]  # a refused version is no evidence
     policy, grid = workspace.policies.rollout, workspace.policies.window
+    matured = columns["_matured"].astype("datetime64[ms]").astype(np.int64)
+    sound, void = _without_gaps(workspace, window, matured)
     pairs = {
         (candidate, stable): sums.score(
-            losses[stable], losses[candidate], columns["_matured"].astype("datetime64[ms]").astype(np.int64), policy.block,
-            sums.milliseconds(grid.start),
+            losses[stable][sound], losses[candidate][sound], matured[sound], policy.block, sums.milliseconds(grid.start)
         )
         for candidate, stable in comparable
-    }  # fmt: skip
+    }
     # The window's end, also by the wall clock: catching up after an outage, the time of day closes no block and is no news.
     end = window_bounds(grid, window)[1]
     body = sums.entry(window, end, pairs, _served(window, workspace), joined.get("coverage"))
-    body |= {"examples": table.num_rows, "stable": board.stable, "losses": _shown(workspace, columns, board.head)}
+    body |= {"examples": table.num_rows, "stable": board.stable, "losses": _shown(workspace, columns, board.head)} | void
     return workspace.history.once("evidence.scored", body, actor=workspace.actor, at=workspace.now()).body
+
+
+def _without_gaps(workspace: Workspace, window: str, matured: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Which examples count, bool (n,), by maturity in ms UTC (n,); and what to journal of those that do not.
+
+    A block (a day) that touches an accepted gap is void as a whole: a part of a day is another observation than the day. An
+    example that matured in [start, end + label_horizon) of a window with a gap was alive in it, and may have lost its label.
+    """
+    grid, length = workspace.policies.window, workspace.policies.rollout.block // timedelta(milliseconds=1)
+    origin, begin = sums.milliseconds(grid.start), sums.milliseconds(window_bounds(grid, window)[0])
+    lives = {}
+    for name in touched(workspace.history.refresh(), (workspace.topics.events, workspace.topics.labels)):
+        start, end = window_bounds(grid, name)
+        lives[name] = sums.milliseconds(start), sums.milliseconds(end + workspace.task.label_horizon)
+    block = (matured - origin) // length * length + origin
+    blocks = {*block.tolist(), (begin - origin) // length * length + origin}  # its own, of which windows before have parts
+    void = sorted(k for k in blocks if any(k < high and low < k + length for low, high in lives.values()))
+    sound = ~np.isin(block, void)
+    if not void:
+        return sound, {}
+    names = [name for name, (low, high) in lives.items() if any(k < high and low < k + length for k in void)]
+    return sound, {"void": {"windows": names, "blocks": void, "examples": int((~sound).sum())}}
 
 
 def _losses(workspace: Workspace, columns: Mapping[str, Any], versions: list[str]) -> dict[str, np.ndarray]:

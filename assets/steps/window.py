@@ -1,4 +1,4 @@
-"""Step `window`: decide the cut, seal the files. The stream's own modules do the work."""
+"""Step `window`: decide the cut, seal the files, copy what was rejected. The stream's own modules do the work."""
 
 from __future__ import annotations
 
@@ -6,24 +6,41 @@ from collections.abc import Mapping
 from typing import Any
 
 from assets.stream.cut import cut
-from assets.stream.seal import seal
+from assets.stream.dead_letters import publish_once
+from assets.stream.log import OffsetsGone
+from assets.stream.seal import SealedWindow, seal
 from assets.workspace import Workspace
+from monitoring.alarms import raise_alarm
 
 
 def window(window: str, workspace: Workspace) -> Mapping[str, Any]:
-    """Cut and seal; the body of `window.sealed`. Raises NotDue, and what stops a seal."""
-    policies, now = workspace.policies, workspace.now()
-    cut(
-        workspace.history, workspace.log, policies.window, workspace.topics, window, now=now, actor=workspace.actor
-    )
-    sealed = seal(
-        workspace.history,
-        workspace.log,
-        workspace.store,
-        window,
-        workspace.formats(),
-        policy=policies.seal,
-        now=workspace.now(),
-        actor=workspace.actor,
-    )
+    """Cut and seal; the body of `window.sealed`. Raises NotDue, and what stops a seal. Lost offsets are an alarm."""
+    try:
+        decide(window, workspace)
+        sealed = _sealed(window, workspace)
+    except OffsetsGone as gone:
+        raise_alarm(
+            workspace.journal, workspace.task.name, kind="stream_gap", window=window, message=str(gone), figure=1.0, limit=0.0,
+            at=workspace.now(), actor=workspace.actor,
+        )  # fmt: skip
+        raise
+    if workspace.policies.dead_letters:
+        publish_once(
+            workspace.history, workspace.log, workspace.store, sealed, now=workspace.now(), actor=workspace.actor
+        )
     return sealed.body()
+
+
+def decide(window: str, workspace: Workspace) -> None:
+    """Cut the window, if it is due. Raises NotDue, and what stops a cut. A window that is cut stays as it is."""
+    cut(
+        workspace.history, workspace.log, workspace.policies.window, workspace.topics, window, now=workspace.now(),
+        actor=workspace.actor,
+    )  # fmt: skip
+
+
+def _sealed(window: str, workspace: Workspace) -> SealedWindow:
+    return seal(
+        workspace.history, workspace.log, workspace.store, window, workspace.formats(), policy=workspace.policies.seal,
+        now=workspace.now(), actor=workspace.actor,
+    )  # fmt: skip

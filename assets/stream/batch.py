@@ -103,9 +103,9 @@ def headers_at(data: bytes, start: int, count: int) -> tuple[Header, ...]:
     """`count` headers that begin at `start`, framed as in a Kafka record: varint length, name, varint length, value."""
     found = []
     for _ in range(count):
-        length, start = _read_varint(data, start)
+        length, start = read_varint(data, start)
         name, start = data[start : start + length].decode(errors="backslashreplace"), start + length
-        length, start = _read_varint(data, start)
+        length, start = read_varint(data, start)
         found.append((name, span(data, start, length)))
         start += max(length, 0)
     return tuple(found)
@@ -121,11 +121,15 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(data: bytes, start: int) -> tuple[int, int]:
-    rest = shift = 0
-    while True:
+def read_varint(data: bytes, start: int) -> tuple[int, int]:
+    """The inverse -> the number, and where the next byte is. Raises ValueError for more than 64 bits."""
+    rest = 0
+    for shift in range(0, 70, 7):
         byte = data[start]
         rest |= (byte & 0x7F) << shift
-        start, shift = start + 1, shift + 7
+        start += 1
         if byte < 0x80:
+            if rest >> 64:
+                break
             return (rest >> 1) ^ -(rest & 1), start
+    raise ValueError("a number of more than 64 bits")

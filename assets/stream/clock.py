@@ -6,10 +6,8 @@ arithmetic: it reads no log and no journal, and `now` is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from typing import Literal
 
 WINDOW_FORMAT = "%Y-%m-%dT%H:%MZ"
@@ -133,9 +131,9 @@ def windows_between(policy: WindowPolicy, first: str, last: str) -> list[str]:
     return [window_id(begin + step * policy.every) for step in range((end - begin) // policy.every + 1)]
 
 
-def windows_from(policy: WindowPolicy) -> Iterator[str]:
-    """All windows from the first on, without end."""
-    return (window_id(policy.start + step * policy.every) for step in count())
+def nth_window(policy: WindowPolicy, number: int) -> str:
+    """The window with this number, 0 for the first: the inverse of `window_index`."""
+    return window_id(policy.start + number * policy.every)
 
 
 def check_due(policy: WindowPolicy, window: str, *, now: datetime, passed: bool, ended: datetime | None) -> None:
@@ -143,6 +141,8 @@ def check_due(policy: WindowPolicy, window: str, *, now: datetime, passed: bool,
 
     now: the wall clock. passed: both topics carry a record of window end + grace or later (read under the stream clock
     only). ended: every record of the stream is older than this moment, and no more will come; None while it runs.
+    The clock of the stream does not run ahead of the wall's: one record stamped in a far year would make every window
+    until then due at once, and what is cut stays cut.
     """
     start, end = window_bounds(policy, window)
     ready = end + policy.grace
@@ -156,4 +156,10 @@ def check_due(policy: WindowPolicy, window: str, *, now: datetime, passed: bool,
         raise NotDue(
             f"window {window} waits for records of {ready.isoformat()} or later in the topics of events and labels "
             f"(its end + grace {policy.grace}, by the clock of the stream)"
+        )
+    elif now < end:
+        raise NotDue(
+            f"window {window} ends at {end.isoformat()}, after now ({now.isoformat()}), though a record of the stream says "
+            "it has passed: that record, or this machine's clock, is wrong",
+            end,
         )

@@ -25,6 +25,7 @@ from assets.stream.part import PartJob, SealedPart, seal_part
 logger = logging.getLogger("headgate.stream")
 
 STALL_SECONDS = 60.0
+START_SECONDS = 120.0  # until a process has imported what it needs, on a machine that is busy
 ATTEMPTS = 3
 # A process costs about one CPU second to start (its imports): worth it from about two seconds of sealing on.
 OFFSETS_FOR_TWO = 500_000
@@ -56,6 +57,7 @@ def _worth(jobs: Sequence[PartJob]) -> int:
 class _Worker:
     process: Any
     pipe: Connection
+    ready: bool = False
     job: int | None = None
     moved: float = 0.0
     offset: int = -1
@@ -113,17 +115,18 @@ class _Crew:
             except (EOFError, OSError):
                 worker.process.join(1.0)
                 continue
-            worker.moved = time.monotonic()
+            worker.moved, worker.ready = time.monotonic(), True
             if isinstance(said, BaseException):
                 raise said
             if isinstance(said, int):
                 worker.offset = said
-            elif worker.job is not None:
+            elif isinstance(said, SealedPart) and worker.job is not None:
                 index, worker.job = worker.job, None
                 yield index, said
 
     def _lost(self, worker: _Worker) -> bool:
-        return not worker.process.is_alive() or time.monotonic() - worker.moved > STALL_SECONDS
+        limit = STALL_SECONDS if worker.ready else START_SECONDS
+        return not worker.process.is_alive() or time.monotonic() - worker.moved > limit
 
     def _replace(self, place: int, job: PartJob, tries: int) -> None:
         worker = self._workers[place]
@@ -147,6 +150,7 @@ def _work(opener: Opener, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     log: EventLog | None = None
     with suppress(EOFError, OSError):
+        pipe.send(None)
         while True:
             job: PartJob = pipe.recv()
             try:

@@ -1,63 +1,45 @@
 """The cut: which offsets of each partition belong to a window, decided once and written to the journal.
 
 `start` of a partition is its `end` in the cut before. That chain, not the time stamps, makes it exactly-once: clocks,
-late and out-of-order records can move a record to a neighbouring window, never lose or double it. The decision is pure
-(`decide_cut`); `cut` only carries it out. This file reads offsets, never records.
+late and out-of-order records can move a record to a neighbouring window, never lose or double it. That holds for every
+clock: where this machine's runs ahead, or the broker's steps back, a window is cut too early or its search stops too
+early, and what it leaves out is in the next one. Only after a truncation that a person has accepted (gap.py) does a
+partition go on from somewhere else. The decision is pure (`decide_cut`); `cut` only carries it out. This file reads
+offsets; records only to see what a search by time has found.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import islice
+from statistics import median
 from typing import Any
 
-from assets.stream.clock import (
-    NotDue,
-    WindowPolicy,
-    check_due,
-    next_window,
-    parse_window,
-    previous_window,
-    window_at,
-    window_bounds,
-    window_id,
-    window_index,
-    windows_between,
-    windows_from,
-)
-from assets.stream.history import CUT, SEALED, History
-from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, TopicBounds
+from assets.stream.clock import NotDue, WindowPolicy, check_due, window_bounds, window_id
+from assets.stream.history import CUT, GAP, SEALED, History
+from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, Record, TopicBounds, milliseconds
+from monitoring.alarms import raise_alarm
 from security.journal import Conflict, canonical, stamp, unstamp
 
-__all__ = [
-    "Cut",
-    "CutRefused",
-    "NotDue",
-    "TopicCut",
-    "Topics",
-    "WindowPolicy",
-    "check_identity",
-    "cut",
-    "decide_cut",
-    "due",
-    "find_cut",
-    "next_due_window",
-    "next_window",
-    "parse_window",
-    "previous_window",
-    "window_at",
-    "window_bounds",
-    "window_id",
-    "window_index",
-    "windows_between",
-    "windows_from",
-]
+# Kafka's own transaction.max.timeout.ms: no producer may keep a transaction open for longer, one that does hangs.
+LONGEST_TRANSACTION = timedelta(minutes=15)
+# A record this many windows ahead of most of the (up to 100) behind it carries a wrong clock, it is not a quiet time.
+AHEAD_WINDOWS, LOOKED_AT, LEAST_BEHIND = 100, 100, 10
 
 
 class CutRefused(Exception):
     """The topics, or the window asked for, cannot give a cut that is exactly-once. Waiting does not help."""
+
+
+class HeldBack(NotDue):
+    """An open transaction: its records are neither in the log nor out of it yet. `place`: topic and partition."""
+
+    def __init__(self, reason: str, place: tuple[str, int]) -> None:
+        super().__init__(reason)
+        self.place = place
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +57,12 @@ class Topics:
 
 @dataclass(frozen=True, slots=True)
 class TopicCut:
-    """The ranges of one topic: partition -> (start, end), end excluded."""
+    """The ranges of one topic: partition -> (start, end), end excluded; and the leader's epoch then, where there is one."""
 
     topic_id: str
     timestamp_type: str
     partitions: Mapping[int, tuple[int, int]]
+    epochs: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +87,7 @@ class Cut:
                     "topic_id": topic.topic_id,
                     "timestamp_type": topic.timestamp_type,
                     "partitions": {str(part): list(span) for part, span in sorted(topic.partitions.items())},
+                    **({"epochs": {str(part): epoch for part, epoch in sorted(topic.epochs.items())}} if topic.epochs else {}),
                 }
                 for name, topic in self.topics.items()
             },
@@ -115,7 +99,8 @@ class Cut:
         topics = {}
         for name, topic in body["topics"].items():
             spans = {int(part): (int(span[0]), int(span[1])) for part, span in topic["partitions"].items()}
-            topics[name] = TopicCut(topic["topic_id"], topic["timestamp_type"], dict(sorted(spans.items())))
+            epochs = {int(part): int(epoch) for part, epoch in topic.get("epochs", {}).items()}
+            topics[name] = TopicCut(topic["topic_id"], topic["timestamp_type"], dict(sorted(spans.items())), epochs)
         return cls(body["window"], unstamp(body["start"]), unstamp(body["end"]), body["cluster_id"], topics)
 
     def digest(self) -> str:
@@ -127,11 +112,17 @@ class Cut:
 
 
 def decide_cut(
-    previous: Cut | None, bounds: Mapping[str, TopicBounds], window: str, policy: WindowPolicy, topics: Topics
+    previous: Cut | None,
+    bounds: Mapping[str, TopicBounds],
+    window: str,
+    policy: WindowPolicy,
+    topics: Topics,
+    resumed: Mapping[tuple[str, int], int] | None = None,
 ) -> Cut:
     """The cut of a window that is due, from the cut before it and what the log says (`bounds` asked at the window end).
 
-    Raises NotDue while an open transaction holds records of the window back, CutRefused for a window that does not
+    resumed: (topic, partition) -> where it begins instead of at the last end, after an accepted truncation.
+    Raises HeldBack while an open transaction holds records of the window back, CutRefused for a window that does not
     follow `previous` or a topic whose time stamps cannot be searched, IdentityChanged and OffsetsGone for another log.
     """
     start, end = window_bounds(policy, window)
@@ -140,14 +131,16 @@ def decide_cut(
     for name in topics.all:
         found = bounds[name]
         _check_timestamps(found, policy, stamped_by_stream=name != topics.predictions)
-        before = None
+        begins = None
         if previous is not None:
             check_identity(previous, found)
-            before = previous.topics[name].partitions
+            ended = previous.topics[name].partitions
+            begins = {part: (resumed or {}).get((name, part), end) for part, (_, end) in ended.items()}
         # The gateway stamps predictions by the wall, whatever the clock of the stream: all there is belongs to now.
         by_time = policy.clock == "wall" or name != topics.predictions
-        spans = _spans(before, found, window, by_time=by_time)
-        cut_topics[name] = TopicCut(found.topic_id, found.timestamp_type, spans)
+        spans = _spans(begins, found, window, by_time=by_time)
+        epochs = {part: here.epoch for part, here in sorted(found.partitions.items()) if here.epoch is not None}
+        cut_topics[name] = TopicCut(found.topic_id, found.timestamp_type, spans, epochs)
     clusters = {found.cluster_id for found in bounds.values()}
     if len(clusters) != 1:
         raise CutRefused(f"window {window}: the topics lie in different clusters ({', '.join(sorted(clusters))})")
@@ -204,28 +197,32 @@ def check_identity(decided: Cut, found: TopicBounds) -> None:
 
 
 def _spans(
-    before: Mapping[int, tuple[int, int]] | None, found: TopicBounds, window: str, *, by_time: bool
+    begins: Mapping[int, int] | None, found: TopicBounds, window: str, *, by_time: bool
 ) -> dict[int, tuple[int, int]]:
-    if missing := sorted(set(before or {}) - set(found.partitions)):
+    if missing := sorted(set(begins or {}) - set(found.partitions)):
         raise IdentityChanged(
-            f"topic {found.topic!r} has lost partition {missing[0]}: it had {len(before or {})}, now "
+            f"topic {found.topic!r} has lost partition {missing[0]}: it had {len(begins or {})}, now "
             f"{len(found.partitions)}; a topic never shrinks, so this is another one. Restore it, or start a new task"
         )
     spans = {}
     for part, here in sorted(found.partitions.items()):
         # A partition that was added later is read from its beginning; the first cut takes what retention has left.
-        start = here.earliest if before is None else before[part][1] if part in before else 0
+        start = here.earliest if begins is None else begins.get(part, 0)
         if here.latest < start:
             raise OffsetsGone(
                 f"{found.topic!r} partition {part} ends at offset {here.latest}, the last cut ended at {start}: the "
-                "log was truncated or restored from an old copy; bring the lost records back, or start a new task"
+                "log was truncated or restored from an old copy; bring the lost records back, or go on without them: "
+                f"`headgate window accept-gap {window} --topic {found.topic} --partition {part} --reason ...`"
             )
+        # Asked of all records, also undecided ones: among the decided only, a search that ends in an open transaction
+        # would find nothing, and the window would take in what belongs to the next.
         searched = here.at_timestamp if by_time else None
         end = here.latest if searched is None else max(start, searched)
         if here.last_stable < end:
-            raise NotDue(
+            raise HeldBack(
                 f"window {window} waits for an open transaction in {found.topic!r} partition {part}: offsets from "
-                f"{here.last_stable} are not decided, the window ends at {end}"
+                f"{here.last_stable} are not decided, the window ends at {end}",
+                (found.topic, part),
             )
         spans[part] = (start, end)
     return spans
@@ -234,20 +231,60 @@ def _spans(
 # -- carrying it out --------------------------------------------------------------------------------------------------
 
 
-def _check_stamped(log: EventLog, decided: Cut, bounds: Mapping[str, TopicBounds], topics: Topics) -> None:
-    """Under the stream's clock, refuse a topic written in transactions: their markers carry the broker's wall clock.
+def _check_standing(log: EventLog, decided: Cut, bounds: Mapping[str, TopicBounds], topics: Topics) -> None:
+    """Under the stream's clock, look at the record a cut stands still in front of: it answers every search up to its time.
 
-    A marker answers every search for an earlier time, so the cut would stand still in front of it for ever.
+    A transaction's marker carries the broker's wall clock, and so may the record of a producer that forgot to give it a
+    time: the windows until then would be cut empty, and what lies behind it would wait for years.
     """
     for name in (topics.events, topics.labels):
         for part, (start, end) in decided.topics[name].partitions.items():
-            still = start == end == bounds[name].partitions[part].at_timestamp
-            if still and not any(log.read(name, part, start, start + 1)):
-                raise CutRefused(
-                    f"window {decided.window}: {name!r} partition {part} offset {start} is a transaction's marker, "
-                    "stamped by the broker's clock, and hides the records behind it from the search by time: write a "
-                    'topic that is replayed with window.clock = "stream" without transactions'
-                )
+            here = bounds[name].partitions[part]
+            if not start == end == here.at_timestamp or end >= here.last_stable:  # undecided, so no marker
+                continue
+            until = min(start + LOOKED_AT + 1, here.last_stable)
+            found = list(islice((record for batch in log.read(name, part, start, until) for record in batch), LOOKED_AT))
+            _check_record(decided, name, part, start, found)
+
+
+def _check_record(decided: Cut, name: str, part: int, start: int, found: list[Record]) -> None:
+    place = f"window {decided.window}: {name!r} partition {part} offset {start}"
+    if not found or found[0].offset != start:
+        raise CutRefused(
+            f"{place} is a transaction's marker, or what it undid: stamped by the broker's clock, it hides the records behind "
+            'it from the search by time. Write a topic that is replayed with window.clock = "stream" without transactions'
+        )
+    end, far = milliseconds(decided.end), AHEAD_WINDOWS * (decided.end - decided.start)
+    stamped, behind = found[0].timestamp, [record.timestamp for record in found[1:]]
+    if stamped - end >= far / timedelta(milliseconds=1) and len(behind) >= LEAST_BEHIND and median(behind) < end:
+        raise CutRefused(
+            f"{place} is stamped {stamped} ms, {(stamped - end) / 1000:.0f} s after the end of this window, and most of the "
+            f"{len(behind)} records behind it are of this window or older: its clock is wrong, and it would hold back all "
+            "that is behind it. Publish the stream again to a new topic without it, and start a new task"
+        )
+
+
+def rewritten(log: EventLog, last: Cut, found: TopicBounds, begins: Mapping[int, int]) -> dict[int, int]:
+    """Partition -> up to which offset it is as it was at the last cut, for those that were truncated below `begins` since.
+
+    A truncated log that has grown again looks whole; only a new leader can truncate, so only where there was one it is asked.
+    """
+    epochs = last.topics[found.topic].epochs
+    moved = {part: epoch for part, epoch in epochs.items() if part in begins and found.partitions[part].epoch != epoch}
+    kept = log.kept(found.topic, moved) if moved else {}
+    return {part: offset for part, offset in kept.items() if 0 <= offset < begins[part]}  # -1: it does not know
+
+
+def _check_kept(log: EventLog, last: Cut, bounds: Mapping[str, TopicBounds], goes_on: Mapping[tuple[str, int], int]) -> None:
+    for name, found in bounds.items():
+        spans = last.topics[name].partitions
+        begins = {part: end for part, (_, end) in spans.items() if part in found.partitions and (name, part) not in goes_on}
+        for part, offset in rewritten(log, last, found, begins).items():
+            raise OffsetsGone(
+                f"{name!r} partition {part} was truncated at offset {offset} and written again, the last cut ended at "
+                f"{begins[part]}: what was there is lost, what is there now is in no window; go on from there: `headgate "
+                f"window accept-gap {window_id(last.end)} --topic {name} --partition {part} --reason ...`"
+            )
 
 
 def find_cut(history: History, window: str) -> Cut | None:
@@ -259,7 +296,10 @@ def find_cut(history: History, window: str) -> Cut | None:
 def due(
     log: EventLog, policy: WindowPolicy, topics: Topics, window: str, *, now: datetime, ended: datetime | None
 ) -> None:
-    """Return when the window may be cut, else raise NotDue. Asks the log only under the stream clock."""
+    """Return when the window may be cut, else raise NotDue. Asks the log only under the stream clock.
+
+    One record with a wrong time in one topic makes nothing due: both topics must have passed.
+    """
     passed = False
     if policy.clock == "stream" and ended is None:
         ready = window_bounds(policy, window)[1] + policy.grace
@@ -278,8 +318,7 @@ def next_due_window(
 
     Drivers ask with the kind that means "finished" to them; the default is a sealed window.
     """
-    history.refresh()
-    window = next(name for name in windows_from(policy) if history.find(kind, name) is None)
+    window = history.refresh().first_without(kind, policy)
     if history.find(CUT, window) is not None:
         return window
     try:
@@ -287,6 +326,21 @@ def next_due_window(
     except NotDue:
         return None
     return window
+
+
+def resumed(history: History) -> dict[tuple[str, int], int]:
+    """(topic, partition) -> where the next cut begins, after truncations accepted since the last; as of the last refresh.
+
+    The newest counts where there were several; it is the lowest, because a log that ends behind it was not truncated.
+    """
+    last = history.last(CUT)
+    found: dict[tuple[str, int], int] = {}
+    for entry in reversed(history.entries(GAP)):
+        if last is not None and entry.stream_seq < last.stream_seq:
+            break
+        if entry.body["resume_at"] is not None:
+            found.setdefault((entry.body["topic"], entry.body["partition"]), entry.body["resume_at"])
+    return found
 
 
 def cut(
@@ -306,11 +360,30 @@ def cut(
         due(log, policy, topics, window, now=now, ended=history.ended())
         end = window_bounds(policy, window)[1]
         bounds = {topic: log.bounds(topic, end) for topic in topics.all}
-        decided = decide_cut(previous, bounds, window, policy, topics)
+        goes_on = resumed(history)
+        try:
+            decided = decide_cut(previous, bounds, window, policy, topics, goes_on)
+        except HeldBack as held:
+            who = "; ".join(log.open_transactions(*held.place)) or "by whom, the log does not say"
+            told = HeldBack(f"{held} ({who})", held.place)
+            _tell(history, policy, window, told, now=now, actor=actor)
+            raise told from held
+        if previous is not None:
+            _check_kept(log, previous, bounds, goes_on)
         if policy.clock == "stream":
-            _check_stamped(log, decided, bounds, topics)
+            _check_standing(log, decided, bounds, topics)
         try:
             history.extend(CUT, decided.body(), actor=actor, at=now)
         except Conflict:
             continue
         return decided
+
+
+def _tell(history: History, policy: WindowPolicy, window: str, held: HeldBack, *, now: datetime, actor: str) -> None:
+    """An alarm once a transaction holds a window back for longer than any may last. A replay has no such hour."""
+    late = now - window_bounds(policy, window)[1] - policy.grace
+    if policy.clock == "wall" and late > LONGEST_TRANSACTION:
+        raise_alarm(
+            history.journal, history.task, kind="open_transaction", window=window, message=f"{held}; late by {late}",
+            figure=late.total_seconds(), limit=LONGEST_TRANSACTION.total_seconds(), at=now, actor=actor,
+        )  # fmt: skip

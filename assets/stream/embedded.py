@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -130,6 +130,12 @@ class EmbeddedLog:
             (number, part, hit[0], wanted),
         ).fetchone()
         return None if hit is None else int(hit[0])
+
+    def kept(self, topic: str, epochs: Mapping[int, int]) -> Mapping[int, int]:
+        return {}
+
+    def open_transactions(self, topic: str, partition: int) -> list[str]:
+        return []
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Batch]:
         position = start

@@ -1,29 +1,32 @@
-"""What the journal says about the stream of one task: the entry of each kind for each window.
+"""What the journal says about the stream of one task: the entries of each kind for each window.
 
 An incremental fold of `cut/<task>` and `window/<task>`; it can be thrown away and folded again. It does not know what
-the entries mean (cut.py, seal.py and join.py do), only that each kind has at most one entry a window.
+the entries mean (cut.py, gap.py, seal.py and join.py do), only that the first of a kind counts for its window. A window
+may have several gaps.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from assets.stream.clock import WindowPolicy, nth_window
 from security.journal import Conflict, Draft, Entry, Journal, Projection, unstamp
 
 CUT = "cut.decided"
+GAP = "gap.accepted"
 SEALED = "window.sealed"
 JOINED = "examples.joined"
 ENDED = "stream.ended"
 
-_Found = dict[tuple[str, str], Entry]
+_Found = dict[tuple[str, str], list[Entry]]
 
 
 def _add(found: _Found, entry: Entry) -> _Found:
-    found.setdefault((entry.kind, entry.body.get("window", "")), entry)
-    found[(entry.kind, "")] = entry  # the newest of its kind
+    for window in {entry.body.get("window", ""), ""}:  # "" has all of the kind
+        found.setdefault((entry.kind, window), []).append(entry)
     return found
 
 
@@ -34,6 +37,7 @@ class History:
         self.journal = journal
         self.task = task
         self._lock = threading.Lock()
+        self._reached: dict[tuple[str, WindowPolicy], int] = {}
         self._folds = {name: Projection[_Found](journal, f"{name}/{task}", {}, _add) for name in ("cut", "window")}
 
     def refresh(self) -> History:
@@ -43,17 +47,32 @@ class History:
                 fold.refresh()
         return self
 
+    def entries(self, kind: str, window: str = "") -> Sequence[Entry]:
+        """The entries of this kind, of one window or of all, in the journal's order, as of the last refresh."""
+        return self._fold(kind).state.get((kind, window), ())
+
     def find(self, kind: str, window: str) -> Entry | None:
-        """The entry of this kind for this window, as of the last refresh."""
-        return self._fold(kind).state.get((kind, window))
+        """The first entry of this kind for this window, as of the last refresh."""
+        return next(iter(self.entries(kind, window)), None)
 
     def last(self, kind: str) -> Entry | None:
         """The newest entry of this kind, as of the last refresh."""
-        return self._fold(kind).state.get((kind, ""))
+        return next(reversed(self.entries(kind)), None)
 
     def windows(self, kind: str) -> list[str]:
         """Windows that have an entry of this kind, oldest first, as of the last refresh."""
         return sorted(window for found, window in self._fold(kind).state if found == kind and window)
+
+    def first_without(self, kind: str, policy: WindowPolicy) -> str:
+        """The earliest window without an entry of this kind, as of the last refresh.
+
+        Entries never go away, so a window that has one is not asked for again: a year of hours is walked once.
+        """
+        number = self._reached.get((kind, policy), 0)
+        while self.entries(kind, window := nth_window(policy, number)):
+            number += 1
+        self._reached[kind, policy] = number
+        return window
 
     def ended(self) -> datetime | None:
         """The moment every record of the stream is older than, once its end was journalled."""
@@ -65,9 +84,13 @@ class History:
 
         Raises Conflict when somebody else was faster: refresh, and decide again.
         """
+        return self.extend_all(kind, [body], actor=actor, at=at)[0]
+
+    def extend_all(self, kind: str, bodies: Sequence[Mapping[str, Any]], *, actor: str, at: datetime) -> list[Entry]:
+        """The same for several entries, all or none."""
         fold = self._fold(kind)
-        draft = Draft(fold.stream, kind, body, expected=fold.length)
-        return self.journal.append(draft, actor=actor, at=at)
+        drafts = [Draft(fold.stream, kind, body, expected=fold.length) for body in bodies]
+        return self.journal.append_all(drafts, actor=actor, at=at)
 
     def once(self, kind: str, body: Mapping[str, Any], *, actor: str, at: datetime) -> Entry:
         """The entry of this kind for `body["window"]`: the one there is, else a new one with this body."""
@@ -81,4 +104,4 @@ class History:
                 continue
 
     def _fold(self, kind: str) -> Projection[_Found]:
-        return self._folds["cut" if kind == CUT else "window"]
+        return self._folds["cut" if kind in (CUT, GAP) else "window"]

@@ -79,12 +79,14 @@ class Bounds:
 
     latest: the offset the next record will get. last_stable: no open transaction below it; <= latest.
     at_timestamp: the first offset whose timestamp is >= the one asked for, None = no such record; <= latest.
+    epoch: grows with every new leader, None where there are none. In one epoch a partition only grows.
     """
 
     earliest: int
     latest: int
     last_stable: int
     at_timestamp: int | None
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,15 @@ class EventLog(Protocol):
 
     def bounds(self, topic: str, at: datetime) -> TopicBounds:
         """The bounds of every partition now, and the first offsets at or after `at`."""
+
+    def kept(self, topic: str, epochs: Mapping[int, int]) -> Mapping[int, int]:
+        """Partition -> the offset up to which it still holds what it held in that epoch, for each partition asked for.
+
+        A partition that was truncated since then and has grown again cannot be told by its bounds, but by this.
+        """
+
+    def open_transactions(self, topic: str, partition: int) -> list[str]:
+        """What is known of each open transaction, the oldest first, in words for a person."""
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Batch]:
         """Every record with start <= offset < end, in offset order, in batches as they come.

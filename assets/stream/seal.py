@@ -22,6 +22,7 @@ from assets.stream.clock import NotDue
 from assets.stream.crew import seal_parts
 from assets.stream.cut import Cut, check_identity, find_cut
 from assets.stream.formats import EVENT_ID, ValueFormat
+from assets.stream.gap import accepted_gaps
 from assets.stream.history import SEALED, History
 from assets.stream.log import EventLog, OffsetsGone
 from assets.stream.part import CURE, REJECT_SCHEMA, PartJob, SealedPart, TooManyRejects, reasons
@@ -43,7 +44,7 @@ __all__ = [
     "verify_sealed",
 ]
 
-Gaps = Mapping[tuple[str, int], Sequence[tuple[int, int]]]
+Gaps = Mapping[tuple[str, int], list[tuple[int, int]]]
 
 
 class SealDiffers(Exception):
@@ -161,12 +162,11 @@ def seal(
     policy: SealPolicy,
     now: datetime,
     actor: str,
-    gaps: Gaps | None = None,
 ) -> SealedWindow:
     """Seal a window that is cut; one that is sealed is checked against its hashes and returned.
 
-    root: the store. formats: topic -> how its values are read. gaps: offsets that are lost and accepted as lost. now: the
-    wall clock. A missing file of a sealed window is restored from the log. Raises NotDue without a cut; TooManyRejects,
+    root: the store. formats: topic -> how its values are read. now: the wall clock. Accepted gaps are left out and named.
+    A missing file of a sealed window is restored from the log. Raises NotDue without a cut; TooManyRejects,
     SealIncomplete, OffsetsGone, IdentityChanged with nothing journalled; SealDiffers, StoreDamaged.
     """
     decided = find_cut(history.refresh(), window)
@@ -176,17 +176,20 @@ def seal(
     if known is not None and all(store.present(root, file.path) for file in known.all_files()):
         verify_sealed(root, known)
         return known
+    gaps = accepted_gaps(history, window)
     if known is not None:
         policy = SealPolicy(1.0, policy.processes)  # what was accepted once is only made again
         gaps = accepted(known)
     folder = store.window_folder(history.task, window)
     with store.attempt(root, folder) as attempt:
-        made, files = make_window(log, decided, folder, formats, policy, gaps or {}, attempt)
+        made, files = make_window(log, decided, folder, formats, policy, gaps, attempt)
         if known is not None:
             _check_same(known, made)
         for path, file in files.items():
             store.publish(file, root, path)
     store.settle(root, folder)
+    if known is None and accepted_gaps(history.refresh(), window) != gaps:
+        raise NotDue(f"a gap of window {window} was accepted while it was sealed: run it again")
     entry = history.once(SEALED, made.body(), actor=actor, at=now)
     _check_same(SealedWindow.of(entry.body), made)
     return made

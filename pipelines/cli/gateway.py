@@ -16,10 +16,11 @@ from pipelines.cli import settings_from
 
 if TYPE_CHECKING:
     from assets.stream.log import EventLog
+    from pipelines.connection import Connection
     from pipelines.gateway.server import Gateway
-    from pipelines.settings import Settings
 
 BROKER = Path("var/broker")
+SPOOL = Path("var/spool")
 
 
 class NoBroker(Exception):
@@ -35,22 +36,24 @@ class NoBroker(Exception):
 def gateway(ctx: click.Context, port: int | None, lease: float | None, servers: str | None, as_json: bool) -> None:
     """Serve predictions until Ctrl-C or SIGTERM; then finish what is in flight and record what waits.
 
-    Exit code 0 when every prediction was recorded, 1 when some were lost.
+    Exit code 0 when every prediction is in the log, 1 when some stay in var/spool for the next start.
     """
     import logging
 
     from models.task import load_task
     from pipelines.gateway.server import Gateway, GatewayConfig
+    from pipelines.opening import announced
     from security.journal import Journal
 
     settings = settings_from(ctx, **({"stream": {"bootstrap_servers": servers}} if servers else {}))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    own, stream = settings.gateway, settings.stream
+    own, stream, connection = settings.gateway, settings.stream, announced(settings)
     config = GatewayConfig(
         host=own.host,
         issuer=own.issuer,
         audience=own.audience,
         recording=own.recording,
+        spool=SPOOL,
         topic=stream.predictions,
         partitions=stream.partitions,
         timestamp_type="CreateTime" if settings.window.clock == "stream" else "LogAppendTime",
@@ -62,13 +65,13 @@ def gateway(ctx: click.Context, port: int | None, lease: float | None, servers: 
         lambda: Journal(settings.journal.url, busy_seconds=2.0),
         Path(settings.store.url),
         Path(settings.keys.directory),
-        lambda: _open_log(settings),
+        lambda: _open_log(connection),
     )
     ctx.exit(1 if _serve(made, own.port if port is None else port, as_json) else 0)
 
 
 def _serve(made: Gateway, port: int, as_json: bool) -> int:
-    """Run until a signal; how many predictions were lost."""
+    """Run until a signal; how many predictions stay in the spool."""
     import signal
     import threading
 
@@ -82,15 +85,15 @@ def _serve(made: Gateway, port: int, as_json: bool) -> int:
     return made.stop()
 
 
-def _open_log(settings: Settings) -> EventLog:
+def _open_log(connection: Connection) -> EventLog:
     """The log that is configured; a gateway never starts a broker of its own, whose data nobody else would read."""
     from pipelines.broker import open_log
     from pipelines.broker_folder import running
 
-    servers = settings.stream.bootstrap_servers or running(BROKER, wait=2.0)
+    servers = connection.servers or running(BROKER, wait=2.0)
     if not servers:
         raise NoBroker(f"no broker runs on {BROKER}: `headgate broker start`, or set [stream] bootstrap_servers")
-    return open_log(servers, BROKER)[0]
+    return open_log(servers, BROKER, client=connection.client)[0]
 
 
 @click.group()

@@ -23,8 +23,7 @@ GRACE_SECONDS = 20.0  # the gateway drains its recorder when it is told to stop
 def up(ctx: click.Context) -> None:
     """Start everything this installation needs, and stop it with Ctrl-C. Exit code 1 when a part ends by itself."""
     from monitoring.verdict import lint
-    from pipelines.broker import open_log
-    from pipelines.opening import create_topics
+    from pipelines.opening import create_topics, open_stream
     from pipelines.reading import journal_and_task, read_lineage
 
     settings = settings_from(ctx)
@@ -37,7 +36,7 @@ def up(ctx: click.Context) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with ExitStack() as parts:
-        log, broker, servers = open_log(settings.stream.bootstrap_servers, Path("var/broker"))
+        log, broker, servers = open_stream(settings)
         if broker is not None:
             parts.callback(broker.stop)
         create_topics(settings, log)

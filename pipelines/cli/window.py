@@ -1,4 +1,4 @@
-"""`headgate run-window W`, `worker`, `window list|show|verify`: run windows and look at sealed ones."""
+"""`headgate run-window W`, `worker`, `window list|show|verify|accept-gap`: run windows and look at sealed ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import click
 
 from pipelines.cli import settings_from
+from pipelines.cli.gap import accept_gap
 
 
 @click.command("run-window")
@@ -58,7 +59,7 @@ def worker(ctx: click.Context, once: bool, servers: str | None) -> None:
 
 @click.group()
 def window() -> None:
-    """List, show and verify sealed windows."""
+    """List, show and verify sealed windows; go on without lost records."""
 
 
 @window.command("list")
@@ -136,3 +137,6 @@ def verify(ctx: click.Context, window_name: str, deep: bool, as_json: bool) -> N
         raise click.ClickException(f"window {window_name} is not what was sealed; see docs/window.md#what-voids-it")
     if not as_json:
         click.echo(f"window {window_name}: " + ("the log is gone, only files compared" if "gone" in states else "as sealed"))
+
+
+window.add_command(accept_gap)

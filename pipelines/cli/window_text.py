@@ -57,7 +57,8 @@ def _joined(joined: _Body) -> Iterator[str]:
     if lag["p50"] is not None:
         yield "label lag   " + "  ".join(f"{name} {seconds:,.0f} s" for name, seconds in lag.items())
     for outcome, each in (joined.get("lag_by_outcome") or {}).items():
-        yield f"  outcome {outcome}  " + "  ".join(f"{name} {value:,.0f} s" for name, value in each.items() if value is not None)
+        known = [f"{name} {seconds:,.0f} s" for name, seconds in each.items() if seconds is not None]
+        yield f"  outcome {outcome}  " + "  ".join(known)
     unused = ("duplicate_events", "duplicate_labels", "late_labels", "labels_without_event")
     yield "not used    " + "  ".join(f"{name.replace('_', ' ')} {joined[name]}" for name in unused)
 

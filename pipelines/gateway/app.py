@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.gateway.answer import Answer, Refused
-from pipelines.gateway.core import PREDICT, Core, Instant
+from pipelines.gateway.core import DURABLE_SECONDS, PREDICT, Core, Instant
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -77,9 +77,19 @@ class App:
                 self._core.admit(authorization, needed, now)
             if route.scope != PREDICT:
                 return self._pages[route.path]()
-            return self._core.predict(await self._body(receive, length), now)
+            return await self._predict(await self._body(receive, length), now)
         except Refused as refused:
             return self._core.refuse(refused) if route is not None and route.scope == PREDICT else refused.answer()
+
+    async def _predict(self, body: bytes, now: Instant) -> Answer:
+        predicted = self._core.predict(body, now)
+        if predicted.durable is not None:
+            try:
+                async with asyncio.timeout(DURABLE_SECONDS):
+                    await asyncio.wrap_future(predicted.durable)
+            except OSError as error:  # a time-out is one
+                raise self._core.not_recorded() from error
+        return self._core.counted(predicted)
 
     async def _body(self, receive: Receive, declared: int) -> bytes:
         if declared > self._core.max_body:

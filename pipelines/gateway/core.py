@@ -1,8 +1,8 @@
 """The order of one prediction: auth, limit, validate, split, predict, record. It knows no server and no socket.
 
-`admit` looks only at the token, so that a shell can refuse before it reads a body; `predict` does the rest; `handle`
-is both. Everything it needs arrives as values or small parts; the routing it answers from is read once a request, so
-one request never sees two epochs.
+`admit` looks only at the token, so that a shell can refuse before it reads a body; `predict` does the rest, up to an
+answer that may have to wait for the disk; `counted` lets it go; `handle` is all of it. Everything it needs arrives as
+values or small parts; the routing it answers from is read once a request, so one request never sees two epochs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import math
 import time
 import uuid
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +30,8 @@ from security.tokens import Claims, TokenRefused, Verifier
 logger = logging.getLogger("headgate.gateway")
 
 PREDICT = "model:predict"
+DURABLE_SECONDS = 5.0  # a disk that takes longer for a flush is as good as gone to the client that waits
+RETRY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,22 @@ class Instant:
         return cls(time.time(), time.monotonic())
 
 
+@dataclass(slots=True)
+class Predicted:
+    """An answer that is not counted yet. `durable`: it may be sent when this is done; None = at once."""
+
+    answer: Answer
+    arm: str
+    seconds: float
+    durable: Future[None] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Core:
-    """The steps, in their order. `recorder` None = predictions are answered and not recorded, by configuration."""
+    """The steps, in their order. `recorder` None = predictions are answered and not recorded, by configuration.
+
+    `strict`: no answer without its record on the disk.
+    """
 
     reader: RequestReader
     verifier: Verifier
@@ -55,12 +71,19 @@ class Core:
     recorder: Recorder | None
     figures: Figures
     max_body: int
+    strict: bool = False
 
     def handle(self, authorization: str, body: bytes, now: Instant) -> Answer:
         """One whole request; never raises."""
         try:
             self.admit(authorization, PREDICT, now)
-            return self.predict(body, now)
+            predicted = self.predict(body, now)
+            if predicted.durable is not None:
+                try:
+                    predicted.durable.result(DURABLE_SECONDS)
+                except OSError as error:  # a time-out is one
+                    raise self.not_recorded() from error
+            return self.counted(predicted)
         except Refused as refused:
             return self.refuse(refused)
 
@@ -79,7 +102,7 @@ class Core:
             raise Refused(429, "rate_limited", message, wait=wait)
         return claims
 
-    def predict(self, body: bytes, now: Instant) -> Answer:
+    def predict(self, body: bytes, now: Instant) -> Predicted:
         """Validate, split, predict, record. Raises Refused 400, 413, 422, 503; a model that fails is answered 500."""
         started = time.perf_counter()
         if len(body) > self.max_body:
@@ -101,15 +124,18 @@ class Core:
             "arm": arm,
             "epoch": routing.epoch,
         }
-        self._record(prediction, request.unit, propensity, seconds, now)
+        durable = self._record(prediction, request.unit, propensity, seconds, now)
         if failure is None:
-            self.figures.answered(arm, 200, seconds)
-            return ok(prediction)
-        self.figures.answered(arm, 500, seconds)
+            return Predicted(ok(prediction), arm, seconds, durable)
         logger.error("prediction %s failed on %s: %s", prediction["prediction_id"], version, failure)
         named = {key: prediction[key] for key in ("prediction_id", "event_id", "version", "arm", "epoch")}
         message = "the model failed on this event; it is recorded without a score under this prediction_id"
-        return ok({"error": "prediction_failed", "message": message, **named}, 500)
+        return Predicted(ok({"error": "prediction_failed", "message": message, **named}, 500), arm, seconds, durable)
+
+    def counted(self, predicted: Predicted) -> Answer:
+        """The answer, which is sent now."""
+        self.figures.answered(predicted.arm, predicted.answer.status, predicted.seconds)
+        return predicted.answer
 
     def refuse(self, refused: Refused) -> Answer:
         """A refusal of /v1/predict as a counted answer."""
@@ -121,9 +147,15 @@ class Core:
         text = f"the body has {size} bytes or more > {self.max_body}: send one event a request"
         return Refused(413, "too_large", text)
 
-    def _record(self, answer: dict[str, Any], unit: str, propensity: float, seconds: float, now: Instant) -> None:
+    def not_recorded(self) -> Refused:
+        """503 for a prediction that must be recorded and is not; the fault of neither arm. /readyz says why."""
+        return Refused(503, "not_recorded", "the prediction could not be recorded: see Retry-After", wait=RETRY_SECONDS)
+
+    def _record(
+        self, answer: dict[str, Any], unit: str, propensity: float, seconds: float, now: Instant
+    ) -> Future[None] | None:
         if self.recorder is None:
-            return
+            return None
         row = {
             **answer,
             "unit": unit,
@@ -134,7 +166,12 @@ class Core:
             "at": stamp(datetime.fromtimestamp(now.wall, UTC)),
         }
         value = json.dumps(row, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
-        self.recorder.put(answer["event_id"].encode(), value, int(now.wall * 1000))
+        number = self.recorder.put(answer["event_id"].encode(), value, int(now.wall * 1000))
+        if not self.strict:
+            return None
+        if not number:
+            raise self.not_recorded()
+        return self.recorder.durable(number)
 
 
 def _score(predictor: Any, request: Request) -> tuple[Any, str | None]:

@@ -18,7 +18,7 @@ ERRORS = {
     "422": "The object is not an event of this task; `field` names the field.",
     "429": "The token's subject is over its rate; see Retry-After.",
     "500": "The model failed on this event; `prediction_id` names the record.",
-    "503": "No verified version is loaded yet.",
+    "503": "No verified version is loaded yet, or the prediction could not be recorded; see Retry-After.",
 }
 
 

@@ -28,10 +28,11 @@ from pipelines.gateway.core import Core
 from pipelines.gateway.figures import Figures
 from pipelines.gateway.last_good import LastGood
 from pipelines.gateway.openapi import document
-from pipelines.gateway.recorder import QUEUE_ROWS, Recorder
+from pipelines.gateway.recorder import Recorder
 from pipelines.gateway.request import RequestReader
 from pipelines.gateway.routing import Follower
 from pipelines.gateway.shelf import Shelf
+from pipelines.gateway.spool import SPOOL_BYTES
 from security.journal import Journal
 from security.keys import key_id, public_key
 from security.limits import Limiter
@@ -44,14 +45,14 @@ FIRST_LOOK_SECONDS = 10.0  # torch alone takes 2 s to load; a gateway that answe
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
-class StrictRecordingUnavailable(ValueError):
-    """`recording = "strict"` was asked for."""
-
-
 @dataclass(frozen=True)
 class GatewayConfig:
     """The gateway's knobs. Seconds are wall seconds; `rate_per_second` and `burst` hold for each token subject, in this
-    process; `partitions` and `timestamp_type` are what `topic` gets when it does not exist yet."""
+    process; `partitions` and `timestamp_type` are what `topic` gets when it does not exist yet.
+
+    recording: "available" answers also when the prediction cannot be recorded, and counts it; "strict" answers only when
+    its record is on the disk. spool: the folder in which predictions wait for the log, one folder a port; None = `spool`
+    beside the store."""
 
     host: str = "127.0.0.1"
     issuer: str = "headgate"
@@ -65,17 +66,15 @@ class GatewayConfig:
     max_body: int = 64 << 10
     poll_seconds: float = 0.5
     lease_seconds: float = 30.0
-    queue_rows: int = QUEUE_ROWS
+    spool: Path | None = None
+    spool_bytes: int = SPOOL_BYTES
     drain_seconds: float = 15.0
     last_good: Path | None = None
     replica: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
 
     def __post_init__(self) -> None:
-        if self.recording != "available":
-            raise StrictRecordingUnavailable(
-                f"[gateway] recording = {self.recording!r}: only \"available\" is built (predictions are served while "
-                "Kafka is away, and counted); set it, or leave it out"
-            )
+        if self.recording not in ("available", "strict"):
+            raise ValueError(f'[gateway] recording = {self.recording!r}: set "available" or "strict"')
 
     @property
     def loopback(self) -> bool:
@@ -99,6 +98,7 @@ class Gateway:
         log: EventLog | Callable[[], EventLog] | None,
     ) -> None:
         self.config, self.task = config, task
+        self.spool = config.spool or Path(store).parent / "spool"
         self.figures = Figures()
         self._revoked = 0
         trusted = {"trainer": public_key(keys, "trainer")}
@@ -118,7 +118,10 @@ class Gateway:
         )
         reader = RequestReader(task.event, task.subject)
         limiter = Limiter(config.rate_per_second, config.burst)
-        self.core = Core(reader, self.verifier, limiter, self.follower, self.recorder, self.figures, config.max_body)
+        self.core = Core(
+            reader, self.verifier, limiter, self.follower, self.recorder, self.figures, config.max_body,
+            strict=config.recording == "strict",
+        )  # fmt: skip
         self._openapi = ok(document(reader, task.name))
         self._app = App(self.core, self._pages(), open_metrics=config.loopback)
         self._show_figures()
@@ -128,8 +131,9 @@ class Gateway:
     def start(self, port: int = 0) -> str:
         """Listen (port 0 = a free one), follow the journal, record; returns the base URL. Raises PortInUse."""
         listener = listen(self.config.host, port, "gateway")
+        host, bound = listener.getsockname()[:2]
         if self.recorder is not None:
-            self.recorder.start()
+            self.recorder.start(self.spool, str(bound))
         self.follower.start(FIRST_LOOK_SECONDS)
         settings = uvicorn.Config(
             self._app,
@@ -147,11 +151,10 @@ class Gateway:
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.005)
-        host, bound = listener.getsockname()[:2]
         return f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
 
     def stop(self) -> int:
-        """Finish the requests in flight, record what waits; returns how many rows could not be written."""
+        """Finish the requests in flight, record what waits; returns how many rows stay in the spool."""
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join(10.0)
@@ -165,7 +168,7 @@ class Gateway:
         def make_topic(opened: EventLog) -> None:
             opened.create_topic(config.topic, config.partitions, timestamp_type=config.timestamp_type)
 
-        return Recorder(open_log, config.topic, make_topic, queue_rows=config.queue_rows)
+        return Recorder(open_log, config.topic, make_topic, spool_bytes=config.spool_bytes)
 
     def _on_look(self, journal: Journal) -> None:
         for entry in journal.read("auth", self._revoked):
@@ -200,8 +203,10 @@ class Gateway:
         health = self.follower.health(time.monotonic())
         serving = self.follower.serving(time.monotonic())
         epoch = serving[0].epoch if serving else None
-        body = {"ready": serving is not None, "epoch": epoch, "journal": health.fault or "ok"}
-        return ok(body, 200 if serving else 503)
+        fault = self.recorder.fault if self.recorder is not None else ""
+        ready = serving is not None and not (fault and self.core.strict)  # it would answer every request with 503
+        body = {"ready": ready, "epoch": epoch, "journal": health.fault or "ok"} | ({"recording": fault} if fault else {})
+        return ok(body, 200 if ready else 503)
 
     def _versions(self) -> Answer:
         now = time.monotonic()
@@ -238,7 +243,9 @@ class Gateway:
         show("headgate_canary_weight", "Share of units the canary gets; 0 without a lease.", routed(lambda r: r.weight))
         show("headgate_journal_age_seconds", "Seconds since the journal was last read.", age)
         if recorder is not None:
-            show("headgate_recorder_waiting", "Predictions in memory, not in the log yet.", lambda: recorder.waiting)
+            show("headgate_recorder_waiting", "Predictions in the spool, not in the log yet.", lambda: recorder.waiting)
+            show("headgate_recorder_bytes", "Bytes of the spool on the disk.", lambda: recorder.size)
+            show("headgate_recorder_oldest_seconds", "Age of the oldest that waits.", lambda: recorder.age(time.time()))
             show("headgate_recorder_recorded", "Predictions written to the log.", lambda: recorder.recorded)
             show("headgate_recorder_dropped", "Predictions that were lost.", lambda: recorder.dropped)
-            show("headgate_recorder_failures", "Appends to the log that failed.", lambda: recorder.failures)
+            show("headgate_recorder_failures", "Writes to log or disk that failed.", lambda: recorder.failures)

@@ -32,14 +32,25 @@ def cpu_seconds(command: Sequence[str], folder: Path, environ: Mapping[str, str]
 
 
 def result(
-    name: str, unit: str, ours: Sequence[float], peer: str, theirs: Sequence[float], packages: Sequence[str]
+    name: str,
+    unit: str,
+    ours: Sequence[float],
+    peer: str,
+    theirs: Sequence[float],
+    packages: Sequence[str],
+    peers: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """The object a benchmark prints: medians of both sides, their ratio, how many samples, which versions."""
+    """The object a benchmark prints: medians of both sides, their ratio, how many samples, which versions.
+
+    peers: all that were measured beside it, by name; their medians are added.
+    """
     figure, peer_figure = median(ours), median(theirs)
     versions = {"python": sys.version.split()[0], **{package: version(package) for package in packages}}
+    others = {} if peers is None else {"peers": {name: round(median(values), 4) for name, values in peers.items()}}
     return {
         "name": name, "figure": round(figure, 4), "unit": unit, "peer": peer, "peer_figure": round(peer_figure, 4),
         "ratio": round(figure / peer_figure, 4), "samples": len(ours), "versions": versions,
+        **others,
     }  # fmt: skip
 
 
