@@ -214,7 +214,7 @@ def test_bad_records_of_many_kinds_are_found_with_few_of_their_neighbours():
     assert len(check_same(columns, batch_of(*values)).rejects) == len(bad) <= columns.one_by_one < 4 * len(bad)
 
 
-def test_one_bad_record_in_60_000_costs_less_than_a_second_reading():
+def test_one_bad_record_in_60_000_does_not_cost_two_readings_more():
     schema, seconds = pa.schema([("event_id", pa.string()), ("x", pa.float64())]), []
     values = [b'{"event_id":"e%d","x":%d.5}' % (n, n) for n in range(60_000)]
     for value in (values[41_234], b'{"event_id":7,"x":1}'):

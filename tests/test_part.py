@@ -110,6 +110,18 @@ def test_a_part_of_many_row_groups_is_the_file_a_single_table_would_be(log, tmp_
     assert pa.parquet.ParquetFile(tmp_path / "f").num_row_groups == 5
 
 
+def test_every_column_is_packed_as_its_type_is(log, tmp_path):
+    log.create_topic("t", 1)
+    log.append("t", [event(f"e{number}", number) for number in range(30)])
+    seal_part(log, job_of("t", tmp_path / "f", 30))
+    group = pa.parquet.ParquetFile(tmp_path / "f").metadata.row_group(0)
+    found = {group.column(n).path_in_schema: group.column(n).compression for n in range(group.num_columns)}
+    assert found["event_id"] == found["_key"] == "ZSTD"
+    assert found["x"] == found["near.list.element"] == "LZ4"
+    assert found["_offset"] == found["_timestamp"] == "UNCOMPRESSED"
+    assert "DELTA_BINARY_PACKED" in group.column(1).encodings
+
+
 def test_a_topic_that_is_all_poison_stops_before_it_fills_the_memory(log, tmp_path, monkeypatch):
     monkeypatch.setattr("assets.stream.part.REJECTS_IN_MEMORY", 100)
     monkeypatch.setattr("assets.stream.embedded.BATCH_RECORDS", 50)

@@ -30,19 +30,20 @@ def world(kafka, tmp_path_factory):
         yield Undisturbed.of(stream, fill(stream))
 
 
-@pytest.mark.parametrize(
-    "bad", [{1: "slow"}, {3: "closes"}, {1: "closes", 2: "closes", 6: "closes", 9: "slow", 15: "closes"}], ids=str
-)
-def test_a_path_that_is_slow_or_breaks_now_and_then_changes_no_byte(world, kafka, monkeypatch, request, bad):
+def test_a_path_that_breaks_now_and_then_and_becomes_slow_changes_no_byte(world, kafka, monkeypatch):
+    bad = {1: "closes", 2: "closes", 6: "closes", 9: "slow", 15: "closes"}
     small_fetches(monkeypatch)
     with BadPath(kafka, bad) as path, closing(KafkaLog(path.bootstrap, timeout=4 * LIMIT)) as log:
-        stream = world.another(request.node.name, log)
+        stream = world.another("breaks", log)
         stream.run(0)
         assert path.met == sorted(bad)
         world.check(stream)
 
 
-@pytest.mark.parametrize(("kind", "raw"), [("stops", True), ("dies", True), ("drips", True), ("drips", False)])
+SLOW = [pytest.param(kind, raw, marks=pytest.mark.slow) for kind, raw in (("stops", True), ("dies", False), ("drips", False))]
+
+
+@pytest.mark.parametrize(("kind", "raw"), [("dies", True), ("drips", True), *SLOW])
 def test_a_path_on_which_nothing_arrives_any_more_ends_the_seal_in_time_and_a_good_one_makes_it(
     world, kafka, monkeypatch, request, kind, raw
 ):
@@ -74,6 +75,7 @@ def test_processes_that_hang_on_a_silent_path_are_replaced(world, kafka, monkeyp
     world.check(world.another("crew"))
 
 
+@pytest.mark.slow
 def test_processes_on_a_path_that_died_end_with_the_error_of_their_client(world, kafka):
     with BadPath(kafka, {1: "dies"}) as path, closing(KafkaLog(path.bootstrap, timeout=LIMIT)) as log:
         stream = world.another("dead crew", log, processes=2)

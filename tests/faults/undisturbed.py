@@ -53,6 +53,7 @@ class Undisturbed:
         hashes = run_all(stream)
         assert sorted(sealed_names(stream)) == sorted(names), "the undisturbed world is not whole itself"
         assert stream.join(HOURS - 1).examples + stream.join(HOURS - 2).examples > 100
+        assert not sealed_nothing(stream) and left_over(stream.root) == []
         return cls(stream, names, hashes, journal_of(stream))
 
     def another(self, folder: str | Path, log: EventLog | None = None, **changes: object) -> Stream:
