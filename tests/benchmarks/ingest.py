@@ -43,7 +43,7 @@ PYARROW = f"pyarrow=={version('pyarrow')}"
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One that reads. pins: what it needs of PyPI in the peers' environment; none = it runs on our own packages."""
+    """One that reads. pins: the packages it needs in the peers' environment; none = it runs on our own packages."""
 
     name: str
     module: str
