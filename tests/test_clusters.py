@@ -62,7 +62,7 @@ def test_an_unclean_election_takes_acknowledged_records_out_of_the_log(cluster, 
     assert log.append(topic, [Outgoing(None, b"in one")]) == 1
     cluster.kill(leader)
     cluster.restart(follower)
-    assert cluster.leader(topic) == follower
+    wait_for(lambda: cluster.leader(topic) == follower, cluster.nodes[follower].log)
     bounds = log.bounds(topic, NOW).partitions[0]
     assert (bounds.earliest, bounds.latest) == (0, 10)
     cluster.restart(leader)

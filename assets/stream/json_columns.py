@@ -81,13 +81,19 @@ class JsonColumns:
 
     def _surely(self, lines: Lines) -> tuple[Ints, list[pa.Array]]:
         """Rows of which it is sure what the Decoder would say, and their columns."""
-        rows, raw = self._read_all(lines)
-        columns, nulls, sure = columns_from(raw, self._payload)
-        if nulls.any():
-            sure &= nulls == lines.nulls()[rows]
+        shaped, first = self._read_shaped(lines)
+        others, second = self._read_all(lines, np.setdiff1d(lines.plain(), shaped, assume_unique=True))
+        rows = np.concatenate([shaped, others])
+        columns, nulls, sure = columns_from(pa.concat_tables([first, second]), self._payload)
+        if nulls[len(shaped) :].any():  # a shape has no missing field
+            sure[len(shaped) :] &= nulls[len(shaped) :] == lines.nulls()[others]
         if sure.all():
             return rows, columns
         return rows[sure], [column.filter(pa.array(sure)) for column in columns]
+
+    def _read_shaped(self, lines: Lines) -> tuple[Ints, pa.Table]:
+        """The rows of one shape, and their fields, when most have the same."""
+        ...
 
     def _expect(self, names: Sequence[str]) -> None:
         """pyarrow is a sixth faster when fields come in the order of its schema."""

@@ -177,6 +177,9 @@ class KafkaLog:
                     reading.position, damaged = batch.end, 0
                     yield batch
                     reading.moved = time.monotonic()  # the caller's time is not the broker's
+            except StreamUnreachable:
+                self._consumer.drop()  # a client that met a dead path goes on waiting for it when it is good again
+                raise
             except kafka_errors.CorruptRecordError as error:
                 damaged += 1
                 self._reading = None  # so that it is fetched again
@@ -197,7 +200,6 @@ class KafkaLog:
             reading.checked = True
         if answer.reached <= reading.position:
             if time.monotonic() - reading.moved > self._timeout:
-                self._consumer.drop()
                 late = Overdue(f"{self._timeout:.0f} s without a record")
                 raise self._admin.unreachable(f"no progress at {reading.place}", late)
         elif answer.found and isinstance(answer.found[0], raw_fetch.Fetched):

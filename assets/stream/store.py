@@ -76,8 +76,9 @@ class RowGroups:
             if error is None:
                 self._write(-(-self._count // ROWS_PER_GROUP))
                 self._writer.close()
-                self._out.flush()
-                os.fsync(self._out.fileno())
+                with self._named():
+                    self._out.flush()
+                    os.fsync(self._out.fileno())
                 self.sha256 = self._digest.hexdigest()
         finally:
             self._out.close()
@@ -91,13 +92,22 @@ class RowGroups:
         rest = waiting.slice(groups * ROWS_PER_GROUP)
         self._waiting, self._count = ([rest] if rest.num_rows else []), rest.num_rows
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """A disk that is full says so without saying which file it was."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: free space, and run the window again", self._out.name) from error
+
     # What pyarrow asks of a file it writes to.
 
     closed = False
 
     def write(self, data: bytes) -> int:
         self._digest.update(data)
-        return self._out.write(data)
+        with self._named():
+            return self._out.write(data)
 
     def flush(self) -> None:
         self._out.flush()

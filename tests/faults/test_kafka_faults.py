@@ -1,6 +1,6 @@
 """Faults of a real Kafka under a seal: after each, nothing lost, nothing doubled and the same bytes, or a stop by name.
 
-Here: brokers that die and come back, leaders that move, records and topics that vanish, aborted transactions, huge
+Here: brokers that die, freeze and come back, leaders that move, records and topics that vanish, aborted transactions, huge
 records. Bad connections are in test_path_faults.py, full disks in test_disk_faults.py. Elsewhere on a real Kafka: a read
 (not a seal) under a killed broker and a rotten or missing batch in test_log.py and test_broker.py; a killed leader under
 a read in test_clusters.py; partitions that are added, open transactions by every clock, wrong clocks in test_cut_kafka.py;
@@ -31,7 +31,7 @@ from assets.stream.seal import find_sealed
 from assets.stream.verify import verify
 from pipelines.broker_folder import is_locked
 from tests.clusters import cluster, wait_for
-from tests.faults.undisturbed import Undisturbed, at_batch, fill, left_over, sealed_names, sealed_nothing, small_fetches
+from tests.faults.undisturbed import FaultAt, Undisturbed, fill, left_over, sealed_names, sealed_nothing, small_fetches
 from tests.test_cut_kafka import Transactions, cut_when_decided
 from tests.test_gap import accept, rows, seal, spans
 from tests.windows import EVENT, LABEL, Stream, at, event, label, new_topics
@@ -82,7 +82,7 @@ def test_a_broker_killed_in_the_middle_of_a_seal_that_comes_back_in_time_is_read
     with closing(KafkaLog(local_broker.bootstrap, timeout=PATIENT)) as log:
         stream = world.another("patient", log)
         stream.cut(0)
-        fault = at_batch(log, stream.topics.events, 3, lambda: (kill(local_broker), back(local_broker)))
+        fault = FaultAt(log, stream.topics.events, 3, lambda: (kill(local_broker), back(local_broker)))
         stream.seal(0)
         assert fault.acted
         world.check(stream)
@@ -92,7 +92,7 @@ def test_a_broker_killed_in_the_middle_of_a_seal_that_stays_away_stops_it_with_n
     with closing(KafkaLog(local_broker.bootstrap, timeout=2.0)) as log:
         stream = world.another("hasty", log)
         stream.cut(0)
-        fault = at_batch(log, stream.topics.events, 3, lambda: kill(local_broker))
+        fault = FaultAt(log, stream.topics.events, 3, lambda: kill(local_broker))
         try:
             with pytest.raises(StreamUnreachable, match=r"Kafka at 127\.0\.0\.1:\d+.*check that the broker runs"):
                 stream.seal(0)
@@ -121,7 +121,7 @@ def test_a_leader_that_goes_in_the_middle_of_a_seal_changes_no_byte_and_no_finge
         stream, topic = whole.another(way, log), whole.stream.topics.events
         stream.cut(0)
         old = cluster.leader(topic)
-        fault = at_batch(log, stream.topics.events, 3, lambda: getattr(cluster, way)(old))
+        fault = FaultAt(log, stream.topics.events, 3, lambda: getattr(cluster, way)(old))
         sealed = stream.seal(0)
         assert fault.acted and cluster.leader(topic) != old
         assert sealed == find_sealed(whole.stream.history, stream.window(0))  # fingerprints too: of another leader, the same
@@ -135,7 +135,7 @@ def test_a_cluster_that_freezes_in_the_middle_of_a_seal_stops_it_and_what_thaws_
     with closing(KafkaLog(cluster.bootstrap, timeout=3.0)) as log:
         stream = whole.another("frozen", log)
         stream.cut(0)
-        fault = at_batch(log, stream.topics.events, 3, lambda: [cluster.freeze(node) for node in (1, 2, 3)])
+        fault = FaultAt(log, stream.topics.events, 3, lambda: [cluster.freeze(node) for node in (1, 2, 3)])
         try:
             with pytest.raises(StreamUnreachable, match=r"Kafka at 127\.0\.0\.1:\d+.*check that the broker runs"):
                 stream.seal(0)
@@ -154,7 +154,7 @@ def test_records_deleted_ahead_of_a_running_seal_stop_it_and_the_accepted_gap_is
         stream = world.another("overtaken", log)
         start, end = stream.cut(0).topics[topic].partitions[0]
         gone = end - 10  # most of what is not read yet, and what was read already
-        fault = at_batch(log, stream.topics.events, 3, lambda: admin.delete_records({TopicPartition(topic, 0): gone}))
+        fault = FaultAt(log, stream.topics.events, 3, lambda: admin.delete_records({TopicPartition(topic, 0): gone}))
         with pytest.raises(OffsetsGone, match=rf"offsets \[(\d+), {gone}\) of '{topic}' partition 0 are gone: the log begins"):
             stream.seal(0)
         assert fault.acted and start < fault.acted[1] < gone and sealed_nothing(stream)
@@ -229,7 +229,7 @@ def test_a_topic_made_anew_stops_with_both_ids_and_no_gap_can_be_accepted_for_it
         stream.cut(0)
         number = 0
         if moment == "in the middle of a seal":
-            fault = at_batch(log, stream.topics.events, 3, lambda: made_anew(writer, admin, topic, others))
+            fault = FaultAt(log, stream.topics.events, 3, lambda: made_anew(writer, admin, topic, others))
         elif moment == "between two windows":
             sealed, number = stream.seal(0), 1
         if moment != "in the middle of a seal":

@@ -1,7 +1,7 @@
 """An undisturbed world to hold a disturbed one against, and faults that come at a counted batch of a read.
 
 Every world here reads the same topics, each with its own folder and its own client, so that what one of them makes must
-be byte for byte what the others make. No fault is waited for by sleeping: `at_batch` counts.
+be byte for byte what the others make. No fault is waited for by sleeping: `FaultAt` counts.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def sealed_nothing(stream: Stream, number: int = 0) -> bool:
     return entry is None and not any(path.is_file() for path in stream.root.rglob(f"{folder}/**/*"))
 
 
-class at_batch:
+class FaultAt:
     """`act()` once, after the log has given so many batches of a topic; then `acted` is (partition, offset) of the place.
 
     What it interrupts is the middle of a read: it fails where the batch was the last of its range.
