@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from assets.stream import store
+from assets.windows import store
 from assets.workspace import Workspace
 from models import release
 from models.rollout import Decision, Stream

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import dagster as dg
 
-from assets.stream.clock import WINDOW_FORMAT, WindowPolicy
+from assets.windows.clock import WINDOW_FORMAT, WindowPolicy
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.lineage import Lineage, fold_lineage
-from assets.stream.clock import WindowPolicy, window_bounds
-from assets.stream.cut import Topics
 from assets.stream.formats import FormatPolicy, ValueFormat, formats_of
-from assets.stream.history import History
-from assets.stream.join import find_examples, read_examples
-from assets.stream.log import EventLog
-from assets.stream.seal import SealPolicy
-from assets.stream.store import StoreDamaged
+from assets.stream.log import EventLog, Topics
 from assets.update_due import UpdatePolicy
+from assets.windows.clock import WindowPolicy, window_bounds
+from assets.windows.history import History
+from assets.windows.join import find_examples, read_examples
+from assets.windows.seal import SealPolicy
+from assets.windows.store import StoreDamaged
 from models import release_board
 from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
 from models.release_board import Board

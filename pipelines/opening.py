@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assets.stream.cut import Topics
 from assets.stream.formats import FormatPolicy
-from assets.stream.log import EventLog, TimestampType
+from assets.stream.log import EventLog, TimestampType, Topics
 from assets.stream.registry import Registry
-from assets.stream.seal import SealPolicy
+from assets.windows.seal import SealPolicy
 from assets.workspace import Policies, Workspace
 from models.task import Task, load_task
 from pipelines.connection import Connection, connection_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from assets.stream.clock import WindowPolicy
+from assets.windows.clock import WindowPolicy
 from models import release_verbs
 from models.release_board import Board
 from models.release_policy import RolloutPolicy, Verdicts

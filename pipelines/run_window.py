@@ -12,9 +12,9 @@ from typing import Any
 
 from assets.steps import FINISHED, STEPS, finish
 from assets.steps.window import decide
-from assets.stream.clock import NotDue
-from assets.stream.cut import CutRefused, next_due_window
 from assets.stream.log import IdentityChanged, OffsetsGone, TopicMismatch, UnknownTopic
+from assets.windows.clock import NotDue
+from assets.windows.cut import CutRefused, next_due_window
 from assets.workspace import Workspace
 
 _STOPS = (CutRefused, IdentityChanged, OffsetsGone, TopicMismatch, UnknownTopic)

@@ -22,8 +22,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from assets.stream.clock import WindowPolicy
 from assets.update_due import UpdatePolicy
+from assets.windows.clock import WindowPolicy
 from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
 from models.duration import parse_duration, spell
 from models.release_policy import RolloutPolicy

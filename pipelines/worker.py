@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from threading import Event
 
-from assets.stream.clock import NotDue
 from assets.stream.log import StreamUnreachable
+from assets.windows.clock import NotDue
 from assets.workspace import Workspace
 from monitoring.alarms import raise_alarm
 from pipelines.attempts import attempts_of, begin, failed, next_attempt

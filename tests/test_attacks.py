@@ -13,9 +13,9 @@ from assets.steps import STEPS
 from assets.steps.adapter import Job, adapter, ledger_of
 from assets.steps.evidence import evidence
 from assets.steps.version import version
-from assets.stream.clock import NotDue
-from assets.stream.store import StoreDamaged
 from assets.update_due import UpdatePolicy
+from assets.windows.clock import NotDue
+from assets.windows.store import StoreDamaged
 from models.lora import AdapterRefused
 from models.vault import VaultDamaged
 from models.version import VersionRefused

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from assets.stream.join import find_examples
+from assets.windows.join import find_examples
 from tests.benchmarks import join as benchmark
 from tests.benchmarks import result
 from tests.benchmarks._join_data import HOUR, TOPICS, fill, ids_of

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from assets.stream.clock import NotDue, WindowPolicy, nth_window
-from assets.stream.cut import Cut, CutRefused, Topics, decide_cut, next_due_window
 from assets.stream.embedded import EmbeddedLog
-from assets.stream.log import Bounds, IdentityChanged, OffsetsGone, TopicBounds
+from assets.stream.log import Bounds, IdentityChanged, OffsetsGone, TopicBounds, Topics
+from assets.windows.clock import NotDue, WindowPolicy, nth_window
+from assets.windows.cut import Cut, CutRefused, decide_cut, next_due_window
 from security.journal import Draft
 from tests.windows import NOW, START, Stream, event, label, new_topics
 

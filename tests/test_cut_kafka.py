@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from assets.stream.clock import WindowPolicy
-from assets.stream.cut import CutRefused, HeldBack, Topics
 from assets.stream.kafka import KafkaLog
-from assets.stream.log import Outgoing, milliseconds
+from assets.stream.log import Outgoing, Topics, milliseconds
+from assets.windows.clock import WindowPolicy
+from assets.windows.cut import CutRefused, HeldBack
 from monitoring.alarms import open_alarms
 from tests.windows import Stream, event, label, new_topics
 

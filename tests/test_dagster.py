@@ -17,7 +17,7 @@ from assets.checks import CHECKS
 from assets.definitions import UPSTREAM, window_assets
 from assets.partitions import cron, window_partitions
 from assets.steps import STEPS
-from assets.stream.clock import WindowPolicy, window_bounds
+from assets.windows.clock import WindowPolicy, window_bounds
 from pipelines import resources
 from pipelines.attempts import Attempts, attempts_of, next_attempt
 from pipelines.run_window import due_window

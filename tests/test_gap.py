@@ -9,15 +9,15 @@ import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
 
-from assets.stream import seal as sealing
-from assets.stream.acceptance import GapRefused, accept_gap
-from assets.stream.cut import cut, find_cut
 from assets.stream.embedded import EmbeddedLog
 from assets.stream.formats import formats_of
-from assets.stream.gap import Gap, accepted_gaps, find_gaps, touched
-from assets.stream.history import GAP
 from assets.stream.log import IdentityChanged, OffsetsGone
-from assets.stream.seal import SealPolicy, find_sealed, read_sealed
+from assets.windows import seal as sealing
+from assets.windows.acceptance import GapRefused, accept_gap
+from assets.windows.cut import cut, find_cut
+from assets.windows.gap import Gap, accepted_gaps, find_gaps, touched
+from assets.windows.history import GAP
+from assets.windows.seal import SealPolicy, find_sealed, read_sealed
 from pipelines.cli.gap import accept_gap as accept_gap_command
 from pipelines.run_window import run_window
 from tests.windows import EVENT, LABEL, NOW, Stream, event, label, new_topics

@@ -16,12 +16,12 @@ from itertools import pairwise
 
 import pytest
 
-from assets.stream.acceptance import GapRefused
-from assets.stream.clock import WindowPolicy
-from assets.stream.cut import Cut, Topics, resumed
-from assets.stream.gap import accepted_gaps
-from assets.stream.history import CUT, GAP, SEALED
-from assets.stream.log import OffsetsGone
+from assets.stream.log import OffsetsGone, Topics
+from assets.windows.acceptance import GapRefused
+from assets.windows.clock import WindowPolicy
+from assets.windows.cut import Cut, resumed
+from assets.windows.gap import accepted_gaps
+from assets.windows.history import CUT, GAP, SEALED
 from tests.test_gap import Failing, accept, rows, seal
 from tests.windows import HOURLY, START, Stream, event, label, new_topics
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets.stream import idhash
 from assets.stream.decode import SchemaRefused
-from assets.stream.idhash import LONGEST, IdHash
+from assets.windows import idhash
+from assets.windows.idhash import LONGEST, IdHash
 
 AWKWARD = ["", "\0", "\0\0", "a", "a\0", "a\0\0\0", "\0a", "ab", "ba", "aaaa", "aaaab", "é", "e\u0301", "ключ", "日本",
            "x" * 63, "x" * LONGEST, "x" * (LONGEST + 1), "x" * LONGEST + "y", "é" * 129, "z" * 5000]  # fmt: skip

@@ -15,15 +15,16 @@ import pyarrow as pa
 import pytest
 
 import tests.windows
-from assets.stream import store
-from assets.stream.clock import NotDue
 from assets.stream.decode import SchemaRefused
 from assets.stream.embedded import EmbeddedLog
-from assets.stream.index import IndexOutdated
-from assets.stream.join import Examples, find_examples, read_examples
 from assets.stream.log import Outgoing
-from assets.stream.seal import SealDiffers, SealedFile, SealedWindow, find_sealed
-from assets.stream.store import StoreDamaged
+from assets.stream.spans import MILLISECONDS
+from assets.windows import store
+from assets.windows.clock import NotDue
+from assets.windows.index import IndexOutdated
+from assets.windows.join import Examples, find_examples, read_examples
+from assets.windows.seal import SealDiffers, SealedFile, SealedWindow, find_sealed
+from assets.windows.store import StoreDamaged
 from tests.windows import NOW, START, Stream, at, event, label, new_topics
 
 
@@ -322,7 +323,7 @@ def seal_by_hand(stream, number, events, labels):
             stamps = [at(minutes) for minutes in columns["_timestamp"]]
             moments += stamps
             envelope = {"_partition": [part] * len(stamps), "_offset": list(range(len(stamps)))}
-            columns = {**envelope, **columns, "_timestamp": pa.array(stamps, store.MILLISECONDS)}
+            columns = {**envelope, **columns, "_timestamp": pa.array(stamps, MILLISECONDS)}
             path = f"{store.window_folder(stream.task, stream.window(number))}/{topic}-{part}.parquet"
             (stream.root / path).parent.mkdir(parents=True, exist_ok=True)
             with store.RowGroups(stream.root / path, pa.table(columns).schema) as writer:

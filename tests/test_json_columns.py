@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets.stream import store
 from assets.stream.batch import pack
 from assets.stream.decode import Decoder, SchemaRefused
-from assets.stream.json_columns import BYTES_AT_ONCE, FEW, MOST, STEP, JsonColumns
+from assets.stream.json_columns import BYTES_AT_ONCE, JsonColumns
+from assets.stream.json_parser import FEW, MOST, STEP
 from assets.stream.log import Record
-from tests.json_values import ALONE, EDGES, FAST, GOOD, KINDS, SCHEMA, TIMES, VAGUE, body, damaged, record
+from assets.windows import store
+from tests.json_values import EDGES, FAST, GOOD, KINDS, SCHEMA, SHAPED, STYLES, TIMES, body, damaged, record
 
 
 def batch_of(*values, partition=3, start=10, keys=(b"k",)):
@@ -37,16 +38,25 @@ def check_same(columns, batch, schema=SCHEMA, required=()):
     return found
 
 
-def among_good(value, at, rows=200):
-    return batch_of(*([body()] * at), value, *([body()] * (rows - at - 1)))
+SPELLINGS = [
+    json.dumps(GOOD, separators=(",", ":")).encode(), body(), json.dumps(GOOD, indent=1).encode(),
+    json.dumps(dict(reversed(GOOD.items()))).encode(),
+]  # fmt: skip
+
+
+def among_good(value, at, good, rows=200):
+    return batch_of(*(value if row == at else good[row % len(good)] for row in range(rows)))
 
 
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("at", [0, 77, 199])
 def test_an_edge_case_is_what_the_decoder_says_and_costs_no_other_record(edge, at):
-    columns = JsonColumns(SCHEMA)
-    check_same(columns, among_good(EDGES[edge], at))
-    assert columns.one_by_one <= (25 if edge in VAGUE else edge in ALONE)
+    same, mixed = JsonColumns(SCHEMA), JsonColumns(SCHEMA)
+    same.decode(batch_of(*[body()] * 50))
+    check_same(same, among_good(EDGES[edge], at, [body()]))
+    assert same.one_by_one <= (edge not in SHAPED)
+    check_same(mixed, among_good(EDGES[edge], at, SPELLINGS))
+    assert mixed.one_by_one <= (0 if edge in FAST else 25)
 
 
 def test_all_edge_cases_at_once_and_each_alone():
@@ -238,7 +248,8 @@ def differ(least):
         schema = pa.schema([pa.field(name, draw.choice(KINDS), nullable=draw.random() < 0.5) for name in names])
         columns = JsonColumns(schema)
         for share in (0, 0.001, 0.01, 0.2):
-            records = [record(schema, draw) for _ in range(draw.choice([1, 40, 300, 1500]))]
+            style = draw.choice([None, *STYLES])
+            records = [record(schema, draw, style) for _ in range(draw.choice([1, 40, 300, 1500]))]
             values = [damaged(value, pairs, draw) if draw.random() < share else value for value, pairs in records]
             batch = batch_of(*values, partition=draw.randrange(9), start=draw.randrange(10**9), keys=(None, b"", b"\0k", b"{}"))
             rejects += len(check_same(columns, batch, schema).rejects)

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets.stream import lookup
-from assets.stream.idhash import IdHash
-from assets.stream.lookup import Lookup
-from assets.stream.match import Grid, Part, match, windows_and_rows
+from assets.windows import lookup
+from assets.windows.idhash import IdHash
+from assets.windows.lookup import Lookup
+from assets.windows.match import Grid, Part, match, windows_and_rows
 
 HASH = IdHash(b"test")
 WINDOWS = 12

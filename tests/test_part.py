@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets.stream import crew, store
 from assets.stream.batch import pack
 from assets.stream.embedded import EmbeddedLog
 from assets.stream.formats import ValueFormat
 from assets.stream.log import Outgoing, Record, StreamUnreachable
-from assets.stream.part import PartJob, TooManyRejects, seal_part
-from assets.stream.proof import Proof, SealIncomplete, pieces
+from assets.windows import crew, store
+from assets.windows.part import PartJob, TooManyRejects, seal_part
+from assets.windows.proof import Proof, SealIncomplete, pieces
 from tests.windows import EVENT, Stream, event, label, new_topics
 
 
@@ -123,7 +123,7 @@ def test_every_column_is_packed_as_its_type_is(log, tmp_path):
 
 
 def test_a_topic_that_is_all_poison_stops_before_it_fills_the_memory(log, tmp_path, monkeypatch):
-    monkeypatch.setattr("assets.stream.part.REJECTS_IN_MEMORY", 100)
+    monkeypatch.setattr("assets.windows.part.REJECTS_IN_MEMORY", 100)
     monkeypatch.setattr("assets.stream.embedded.BATCH_RECORDS", 50)
     log.create_topic("t", 1)
     log.append("t", [Outgoing(b"k", b"poison")] * 1000)

@@ -6,7 +6,7 @@ import pytest
 
 from assets.steps import STEPS
 from assets.steps.adapter import ledger_of
-from assets.stream.clock import NotDue
+from assets.windows.clock import NotDue
 from models.guard import Finding, UpdateInterrupted
 from monitoring.alarms import open_alarms
 from pipelines.opening import workspace_of

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 import assets.stream.embedded
-from assets.stream import store
-from assets.stream.clock import NotDue
 from assets.stream.embedded import EmbeddedLog
 from assets.stream.log import IdentityChanged, OffsetsGone, Outgoing
-from assets.stream.seal import (
+from assets.windows import store
+from assets.windows.clock import NotDue
+from assets.windows.seal import (
     SealDiffers,
     SealedWindow,
     SealIncomplete,
@@ -24,7 +24,7 @@ from assets.stream.seal import (
     read_sealed,
     verify_sealed,
 )
-from assets.stream.store import StoreDamaged
+from assets.windows.store import StoreDamaged
 from tests.windows import Stream, event, label, new_topics
 
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from assets.stream.cut import Topics
 from assets.stream.kafka import KafkaLog
-from assets.stream.log import EventLog, Outgoing
+from assets.stream.log import EventLog, Outgoing, Topics
 from assets.stream.refusal import StreamRefused
 from pipelines.connection import connection_of
 from pipelines.secret import Secret

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from assets.stream import index, seen
-from assets.stream.index import Index, IndexOutdated
-from assets.stream.store import StoreDamaged
+from assets.windows import index, seen
+from assets.windows.index import Index, IndexOutdated
+from assets.windows.store import StoreDamaged
 
 
 def some(rng, count):

@@ -7,14 +7,14 @@ import sqlite3
 
 import pytest
 
-from assets.stream import store
-from assets.stream.clock import NotDue
 from assets.stream.embedded import EmbeddedLog
 from assets.stream.formats import formats_of
-from assets.stream.history import SEALED
 from assets.stream.log import Outgoing
-from assets.stream.seal import SealedWindow
-from assets.stream.verify import verify
+from assets.windows import store
+from assets.windows.clock import NotDue
+from assets.windows.history import SEALED
+from assets.windows.seal import SealedWindow
+from assets.windows.verify import verify
 from security.journal import Draft
 from tests.windows import EVENT, LABEL, NOW, Stream, event, label, new_topics
 

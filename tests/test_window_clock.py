@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.stream.clock import (
+from assets.windows.clock import (
     NotDue,
     WindowPolicy,
     check_due,

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from assets.steps.window import decide
-from assets.stream.acceptance import accept_gap
 from assets.stream.embedded import EmbeddedLog
 from assets.stream.kafka import KafkaLog
 from assets.stream.log import StreamUnreachable
-from assets.stream.seal import find_sealed
+from assets.windows.acceptance import accept_gap
+from assets.windows.seal import find_sealed
 from monitoring.alarms import open_alarms
 from pipelines import worker
 from pipelines.attempts import attempts_of, newest_failure

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from assets.stream.clock import WindowPolicy, window_id
-from assets.stream.cut import Cut, Topics, cut
 from assets.stream.formats import formats_of
-from assets.stream.history import History
-from assets.stream.join import Examples, join
-from assets.stream.log import EventLog, Outgoing
-from assets.stream.seal import SealedWindow, SealPolicy, seal
+from assets.stream.log import EventLog, Outgoing, Topics
+from assets.windows.clock import WindowPolicy, window_id
+from assets.windows.cut import Cut, cut
+from assets.windows.history import History
+from assets.windows.join import Examples, join
+from assets.windows.seal import SealedWindow, SealPolicy, seal
 from security.journal import Draft, Journal, stamp
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

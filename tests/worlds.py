@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from assets.base import train_and_register
-from assets.stream.clock import window_id
 from assets.stream.embedded import EmbeddedLog
 from assets.stream.log import Outgoing
+from assets.windows.clock import window_id
 from assets.workspace import Workspace
 from pipelines.opening import create_topics, workspace_of
 from pipelines.settings import Settings, make_settings

@@ -13,10 +13,10 @@ from typing import Any
 
 from assets import training_lease
 from assets.lineage import Lineage, entry_told
-from assets.stream.clock import NotDue, next_window, window_bounds, windows_between
-from assets.stream.columns import columns_of, concatenated
-from assets.stream.cut import find_cut
 from assets.update_due import Due, Pending, update_due
+from assets.windows.clock import NotDue, next_window, window_bounds, windows_between
+from assets.windows.columns import columns_of, concatenated
+from assets.windows.cut import find_cut
 from assets.workspace import Workspace
 from models.config import UpdateConfig
 from models.vault import write_vault

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from assets.base import monitored
-from assets.stream import store
-from assets.stream.clock import previous_window
-from assets.stream.columns import columns_of
-from assets.stream.seal import find_sealed, read_sealed
+from assets.windows import store
+from assets.windows.clock import previous_window
+from assets.windows.columns import columns_of
+from assets.windows.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
 from monitoring import drift as tests
 from monitoring.alarms import is_open, raise_alarm

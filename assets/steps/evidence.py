@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from assets.steps.rollout import verified
-from assets.stream.clock import window_bounds
-from assets.stream.columns import columns_of
-from assets.stream.gap import touched
-from assets.stream.seal import find_sealed, read_sealed
+from assets.windows.clock import window_bounds
+from assets.windows.columns import columns_of
+from assets.windows.gap import touched
+from assets.windows.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
 from monitoring import evidence as sums
 

@@ -1,11 +1,11 @@
-"""Step `examples`: join the events whose labels have matured in the window, each once. `assets/stream/join.py` does it."""
+"""Step `examples`: join the events whose labels have matured in the window, each once. `assets/windows/join.py` does it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from assets.stream.join import join
+from assets.windows.join import join
 from assets.workspace import Workspace
 
 

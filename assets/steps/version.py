@@ -14,7 +14,7 @@ import numpy as np
 from assets.lineage import Lineage
 from assets.steps.adapter import ledger_of
 from assets.steps.rollout import ATTEMPTS, decide
-from assets.stream.cut import find_cut
+from assets.windows.cut import find_cut
 from assets.workspace import Workspace
 from models import release
 from models.rollout import Decision, Stream

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from assets.stream.cut import cut
-from assets.stream.dead_letters import publish_once
 from assets.stream.log import OffsetsGone
-from assets.stream.seal import SealedWindow, seal
+from assets.windows.cut import cut
+from assets.windows.dead_letters import publish_once
+from assets.windows.seal import SealedWindow, seal
 from assets.workspace import Workspace
 from monitoring.alarms import raise_alarm
 

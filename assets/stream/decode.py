@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from assets.stream.document import Poison, SchemaRefused, document, is_float, reader, shown
 from assets.stream.log import Record
-from assets.stream.store import MILLISECONDS
+from assets.stream.spans import MILLISECONDS
 
 __all__ = ["ENVELOPE", "Decoded", "Decoder", "Rejected", "SchemaRefused"]
 

@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from assets.stream.batch import Batch
-from assets.stream.cut import Topics
 from assets.stream.decode import Decoded
 from assets.stream.json_columns import JsonColumns
+from assets.stream.log import Topics
 from assets.stream.predictions import PREDICTION_SCHEMA
 from assets.stream.registry import Registry
 

@@ -1,6 +1,6 @@
 """The values of a batch behind each other, and what their bytes say without being parsed, for all of them at once.
 
-It knows braces, quotes and blanks; it does not know fields, types or records.
+It knows braces, quotes and blanks; it does not know types or records.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from assets.stream.batch import Ints
+from assets.stream.document import Poison, document
 
 BLANKS = 2  # before or after a value: "\r\n"
 
@@ -19,13 +20,13 @@ _BEFORE_CLOSING_QUOTE[list(b'\\"{[,: \t\r\n')] = False
 
 
 class Lines:
-    """values: a binary array (n,), null = tombstone."""
+    """values: a binary array (n,), null = tombstone. text: their bytes. edges (n + 1,): where in it each begins and ends."""
 
     def __init__(self, values: pa.Array) -> None:
         self.values = values
         _, edges, text = values.buffers()
-        self._edges = np.frombuffer(edges, dtype=np.int32)[: len(values) + 1].astype(np.int64)
-        self._text = np.frombuffer(text or b"", dtype=np.uint8)
+        self.edges: Ints = np.frombuffer(edges, dtype=np.int32)[: len(values) + 1].astype(np.int64)
+        self.text = np.frombuffer(text or b"", dtype=np.uint8)
 
     def take(self, rows: Ints) -> pa.Array:
         """The values of some rows, in order."""
@@ -35,16 +36,16 @@ class Lines:
 
     def plain(self) -> Ints:
         """Rows of values that begin with { and end with }, but for a few blanks, and hold no NUL."""
-        if not len(self._text):
+        if not len(self.text):
             return np.empty(0, dtype=np.int64)
-        first, last = self._edges[:-1], self._edges[1:] - 1
+        first, last = self.edges[:-1], self.edges[1:] - 1
         for _ in range(BLANKS):
-            first = first + _BLANK[self._text.take(first, mode="clip")]
-            last = last - _BLANK[self._text.take(last, mode="clip")]
-        good = (self._text.take(first, mode="clip") == ord("{")) & (self._text.take(last, mode="clip") == ord("}"))
+            first = first + _BLANK[self.text.take(first, mode="clip")]
+            last = last - _BLANK[self.text.take(last, mode="clip")]
+        good = (self.text.take(first, mode="clip") == ord("{")) & (self.text.take(last, mode="clip") == ord("}"))
         good &= first < last  # else they are of its neighbours
-        if not self._text.min():
-            good[self._row_of(np.flatnonzero(self._text == 0))] = False
+        if not self.text.min():
+            good[self._row_of(np.flatnonzero(self.text == 0))] = False
         return np.flatnonzero(good)
 
     def nulls(self) -> Ints:
@@ -54,7 +55,7 @@ class Lines:
         before it, one inside a string a backslash: those are passed over, with names that end in one of these, or have
         many blanks behind them.
         """
-        text = self._text
+        text = self.text
         at = np.flatnonzero((text[:-1] == ord("l")) & (text[1:] == ord("l"))) - 2  # a pair of l is rarer than an n
         at = at[at >= 5]  # {"a":null
         at = at[(text[at] == ord("n")) & (text[at + 1] == ord("u"))] - 1
@@ -66,4 +67,12 @@ class Lines:
         return np.bincount(self._row_of(at), minlength=len(self.values))
 
     def _row_of(self, places: Ints) -> Ints:
-        return np.searchsorted(self._edges, places, "right") - 1
+        return np.searchsorted(self.edges, places, "right") - 1
+
+
+def names_in(value: bytes) -> list[str]:
+    """The names of the fields, in order; none of what is no JSON object."""
+    try:
+        return list(document(value))
+    except Poison:
+        return []

@@ -51,6 +51,19 @@ class RecordRefused(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Topics:
+    """The names of a task's topics."""
+
+    events: str
+    labels: str
+    predictions: str
+
+    @property
+    def all(self) -> tuple[str, str, str]:
+        return self.events, self.labels, self.predictions
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A record to append. `timestamp` in ms since 1970 UTC, None = now; `partition` None = by key."""
 

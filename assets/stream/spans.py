@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.stream.batch import NULL, Batch, Ints, span
-from assets.stream.store import MILLISECONDS
+
+MILLISECONDS = pa.timestamp("ms", tz="UTC")
 
 LARGEST = 2**31 - 1  # of an Arrow offset, in bytes
 

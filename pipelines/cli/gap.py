@@ -25,7 +25,7 @@ def accept_gap(
 
     Only what is really gone is accepted. It cannot be taken back: bring the records back first, if there is a copy.
     """
-    from assets.stream.acceptance import accept_gap as accept
+    from assets.windows.acceptance import accept_gap as accept
     from pipelines.opening import opened
 
     who = actor or getpass.getuser()

@@ -19,7 +19,7 @@ from pipelines.cli.gap import accept_gap
 @click.pass_context
 def run_window(ctx: click.Context, window: str, as_json: bool) -> None:
     """Run every step of WINDOW (its UTC start, e.g. 2026-01-01T08:00Z). What has been done is not done again."""
-    from assets.stream.clock import window_bounds
+    from assets.windows.clock import window_bounds
     from pipelines.opening import opened
     from pipelines.run_window import run_window as run
 
@@ -123,7 +123,7 @@ def verify(ctx: click.Context, window_name: str, deep: bool, as_json: bool) -> N
     """Compare WINDOW's files with the journal, and the journal with Kafka as it is now. Exit code 1 when they differ."""
     from dataclasses import asdict
 
-    from assets.stream.verify import verify as compare
+    from assets.windows.verify import verify as compare
     from pipelines.opening import opened
 
     with opened(settings_from(ctx), actor="command line") as workspace:

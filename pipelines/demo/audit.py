@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from assets.steps.adapter import ledger_of
-from assets.stream.clock import parse_window, window_bounds
-from assets.stream.seal import find_sealed, read_sealed
+from assets.windows.clock import parse_window, window_bounds
+from assets.windows.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
 from pipelines.demo.clients import Clients
 from pipelines.demo.replay import Replayer

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from assets.stream.columns import columns_of, concatenated
+from assets.windows.columns import columns_of, concatenated
 from assets.workspace import Workspace
 from models.base import train_base
 from models.predictor import Predictor

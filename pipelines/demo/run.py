@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.base import train_and_register
-from assets.stream.clock import window_bounds, window_id
+from assets.windows.clock import window_bounds, window_id
 from assets.workspace import Workspace
 from monitoring.dashboard.server import Dashboard, Subject, export
 from pipelines.broker import LocalBroker, open_log

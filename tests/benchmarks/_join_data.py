@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from assets.stream import store
-from assets.stream.clock import WindowPolicy, window_id
-from assets.stream.cut import Topics
-from assets.stream.history import SEALED, History
-from assets.stream.seal import SealedFile, SealedWindow
+from assets.stream.log import Topics
+from assets.stream.spans import MILLISECONDS
+from assets.windows import store
+from assets.windows.clock import WindowPolicy, window_id
+from assets.windows.history import SEALED, History
+from assets.windows.seal import SealedFile, SealedWindow
 from security.journal import Journal
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -94,7 +95,7 @@ def _table(topic: str, part: int, offset: int, names: np.ndarray, at: np.ndarray
     columns: dict[str, Any] = {
         "_partition": pa.array(np.full(len(names), part, dtype=np.int32)),
         "_offset": pa.array(np.arange(offset, offset + len(names))),
-        "_timestamp": pa.array(at).cast(store.MILLISECONDS),
+        "_timestamp": pa.array(at).cast(MILLISECONDS),
         "_key": ids.cast(pa.binary()),
         "event_id": ids,
     }

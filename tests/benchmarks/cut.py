@@ -18,11 +18,11 @@ from statistics import median
 
 from kafka import KafkaConsumer, TopicPartition
 
-from assets.stream.clock import WindowPolicy, nth_window
-from assets.stream.cut import Cut, Topics, cut
-from assets.stream.history import History
 from assets.stream.kafka import KafkaLog
-from assets.stream.log import Outgoing, StreamUnreachable, milliseconds
+from assets.stream.log import Outgoing, StreamUnreachable, Topics, milliseconds
+from assets.windows.clock import WindowPolicy, nth_window
+from assets.windows.cut import Cut, cut
+from assets.windows.history import History
 from pipelines.broker import LocalBroker
 from security.journal import Journal
 from tests.benchmarks import result, show

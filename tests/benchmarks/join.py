@@ -34,14 +34,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.stream import seen, store
-from assets.stream.clock import window_id
-from assets.stream.history import History
-from assets.stream.idhash import IdHash
-from assets.stream.index import Index
-from assets.stream.join import Examples, find_examples, join
-from assets.stream.match import Grid, Part, match
-from assets.stream.seal import find_sealed, read_sealed
+from assets.windows import seen, store
+from assets.windows.clock import window_id
+from assets.windows.history import History
+from assets.windows.idhash import IdHash
+from assets.windows.index import Index
+from assets.windows.join import Examples, find_examples, join
+from assets.windows.match import Grid, Part, match
+from assets.windows.seal import find_sealed, read_sealed
 from security.journal import Journal
 from tests.benchmarks import result, show
 from tests.benchmarks._join_data import BEGIN, HOUR, NOW, POLICY, TASK, TOPICS, fill

@@ -42,7 +42,7 @@ class Points:
         """From now on. `log`: the event log that is used; `journal`: its SQLAlchemy engine is listened to."""
         from sqlalchemy import event
 
-        from assets.stream import store
+        from assets.windows import store
 
         sys.addaudithook(self._audit)
         os.fsync = self._before(os.fsync, "fsync")
@@ -114,7 +114,7 @@ def run(stream: Any) -> dict[str, Any]:
 
 def shown(stream: Any) -> dict[str, Any]:
     """Files, journal entries, and what is wrong with them."""
-    from assets.stream.join import find_examples, read_examples
+    from assets.windows.join import find_examples, read_examples
 
     faults, ids = list(stream.history.journal.verify().faults), []
     entries = [entry for room in ("cut", "window") for entry in stream.history.journal.read(f"{room}/{stream.task}")]
@@ -154,7 +154,7 @@ class Trials:
 
     def prepare(self) -> dict[str, Any]:
         """The topics, filled, and an undisturbed world; `begun` is one in which two windows are done."""
-        from tests.windows import Topics
+        from assets.stream.log import Topics
 
         names = self.forked(lambda: self._filled())
         self._topics = Topics(*names)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from assets.stream import store
 from assets.stream.embedded import EmbeddedLog
-from assets.stream.join import find_examples
-from assets.stream.seal import find_sealed
+from assets.windows import store
+from assets.windows.join import find_examples
+from assets.windows.seal import find_sealed
 from security.journal import JournalUnreachable
 from tests.faults.undisturbed import HOURS, Undisturbed, fill, left_over
 from tests.windows import Stream, new_topics

@@ -21,14 +21,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
-from assets.stream.clock import WindowPolicy
-from assets.stream.cut import HeldBack, Topics
 from assets.stream.formats import formats_of
-from assets.stream.join import read_examples
 from assets.stream.kafka import KafkaLog
-from assets.stream.log import MAX_RECORD_BYTES, IdentityChanged, OffsetsGone, StreamUnreachable
-from assets.stream.seal import find_sealed
-from assets.stream.verify import verify
+from assets.stream.log import MAX_RECORD_BYTES, IdentityChanged, OffsetsGone, StreamUnreachable, Topics
+from assets.windows.clock import WindowPolicy
+from assets.windows.cut import HeldBack
+from assets.windows.join import read_examples
+from assets.windows.seal import find_sealed
+from assets.windows.verify import verify
 from pipelines.broker_folder import is_locked
 from tests.clusters import cluster, wait_for
 from tests.faults.undisturbed import FaultAt, Undisturbed, fill, left_over, sealed_names, sealed_nothing, small_fetches

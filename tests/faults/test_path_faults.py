@@ -12,9 +12,9 @@ from contextlib import closing
 
 import pytest
 
-from assets.stream import crew
 from assets.stream.kafka import KafkaLog
 from assets.stream.log import StreamUnreachable
+from assets.windows import crew
 from tests.faults.bad_path import BadPath
 from tests.faults.undisturbed import Undisturbed, fill, left_over, sealed_nothing, small_fetches
 from tests.windows import Stream, new_topics

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from assets.stream.embedded import EmbeddedLog
-from assets.stream.history import History
 from assets.stream.kafka import KafkaLog
 from assets.stream.log import StreamUnreachable
+from assets.windows.history import History
 from tests.windows import Stream, event, label, new_topics
 
 HOURS = 4
@@ -111,9 +111,9 @@ def test_a_failure_at_any_write_leaves_a_state_from_which_the_next_run_ends_in_t
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from assets.stream.cut import Topics
+from assets.stream.log import Topics
 from assets.stream.embedded import EmbeddedLog
-from assets.stream.history import History
+from assets.windows.history import History
 from tests.windows import Stream
 
 folder, kind, moment, *topics = sys.argv[1:]

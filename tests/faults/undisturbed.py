@@ -15,7 +15,7 @@ from pathlib import Path
 
 from assets.stream import kafka as kafka_log
 from assets.stream.log import EventLog, Outgoing
-from assets.stream.seal import find_sealed, read_sealed
+from assets.windows.seal import find_sealed, read_sealed
 from tests.faults.test_window_faults import HOURS, journal_of, run_all
 from tests.windows import Stream, at, event, label
 

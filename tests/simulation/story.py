@@ -18,8 +18,8 @@ from pathlib import Path
 
 from assets.base import train_and_register
 from assets.steps import STEPS
-from assets.stream.clock import windows_between
 from assets.stream.embedded import EmbeddedLog
+from assets.windows.clock import windows_between
 from assets.workspace import Workspace
 from pipelines.demo.policy import demo_settings
 from pipelines.demo.replay import Replayer

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from assets.stream.formats import ValueFormat
 from assets.stream.kafka import KafkaLog
-from assets.stream.part import PartJob, seal_part
 from assets.stream.registry import Registry
+from assets.windows.part import PartJob, seal_part
 from tests.benchmarks.peers import Job, Meter, arrow_schema, recount
 
 

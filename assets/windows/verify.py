@@ -14,14 +14,14 @@ from typing import Literal
 
 import pyarrow as pa
 
-from assets.stream import store
-from assets.stream.clock import NotDue
-from assets.stream.cut import Cut, check_identity, find_cut
 from assets.stream.formats import ValueFormat
-from assets.stream.history import History
 from assets.stream.log import EventLog, IdentityChanged, OffsetsGone
-from assets.stream.proof import Proof, SealIncomplete, pieces
-from assets.stream.seal import Gaps, SealedFile, SealedWindow, SealPolicy, accepted, find_sealed, make_window
+from assets.windows import store
+from assets.windows.clock import NotDue
+from assets.windows.cut import Cut, check_identity, find_cut
+from assets.windows.history import History
+from assets.windows.proof import Proof, SealIncomplete, pieces
+from assets.windows.seal import Gaps, SealedFile, SealedWindow, SealPolicy, accepted, find_sealed, make_window
 
 # "gone": the log does not hold these offsets any more, so that nothing can be said. "unlike": sealed by another path or
 # before 0.2, so that fingerprints cannot be compared; `deep` can.

@@ -20,15 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.stream import index, seen, store
-from assets.stream.clock import WindowPolicy
-from assets.stream.cut import Topics
 from assets.stream.decode import SchemaRefused
 from assets.stream.formats import EVENT_ID
-from assets.stream.history import JOINED, History
-from assets.stream.horizon import Horizon
-from assets.stream.match import Bools, Grid, Ints, Match, match, ranked
-from assets.stream.seal import SealDiffers
+from assets.stream.log import Topics
+from assets.stream.spans import MILLISECONDS
+from assets.windows import index, seen, store
+from assets.windows.clock import WindowPolicy
+from assets.windows.history import JOINED, History
+from assets.windows.horizon import Horizon
+from assets.windows.match import Bools, Grid, Ints, Match, match, ranked
+from assets.windows.seal import SealDiffers
 from security.journal import stamp, unstamp
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -218,7 +219,7 @@ def _table(
         raise SchemaRefused(f"field {min(both)!r} is in the event and in the label schema: rename one of them")
     place = np.append(np.cumsum(wanted) - 1, -1)  # of each label in `label`; the last is for "no label"
     absent = used < 0
-    moment = store.MILLISECONDS
+    moment = MILLISECONDS
     table = table.append_column(pa.field("_arrived", moment, nullable=False), _moments(at))
     table = table.append_column(pa.field("_matured", moment, nullable=False), _moments(at + grid.horizon))
     values = label.take(pa.array(place[used], mask=absent))
@@ -242,7 +243,7 @@ def _by_arrival(at: Ints, ids: pa.ChunkedArray) -> Ints:
 
 
 def _moments(milliseconds: Ints, absent: Bools | None = None) -> pa.Array:
-    return pa.array(milliseconds, pa.int64(), mask=absent).cast(store.MILLISECONDS)
+    return pa.array(milliseconds, pa.int64(), mask=absent).cast(MILLISECONDS)
 
 
 def _moment(milliseconds: int) -> datetime:

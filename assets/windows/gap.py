@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from assets.stream.clock import window_id
-from assets.stream.cut import Cut, check_identity, find_cut
-from assets.stream.history import GAP, History
 from assets.stream.log import Bounds, EventLog
+from assets.windows.clock import window_id
+from assets.windows.cut import Cut, check_identity, find_cut
+from assets.windows.history import GAP, History
 from security.journal import Entry, stamp
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from assets.stream.clock import WindowPolicy, nth_window
+from assets.windows.clock import WindowPolicy, nth_window
 from security.journal import Conflict, Draft, Entry, Journal, Projection, unstamp
 
 CUT = "cut.decided"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from assets.stream.idhash import Hashes
+from assets.windows.idhash import Hashes
 
 Bits = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]

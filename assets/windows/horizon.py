@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.stream import seen, store
-from assets.stream.clock import NotDue, WindowPolicy, previous_window, window_bounds, window_id, window_index
 from assets.stream.decode import SchemaRefused
 from assets.stream.formats import EVENT_ID
-from assets.stream.history import JOINED, SEALED, History
-from assets.stream.idhash import Hashes, IdHash
-from assets.stream.index import Columns, Index, refuse_outdated
-from assets.stream.match import Bools, Ints, Part, windows_and_rows
-from assets.stream.seal import SealedFile, SealedWindow
+from assets.windows import seen, store
+from assets.windows.clock import NotDue, WindowPolicy, previous_window, window_bounds, window_id, window_index
+from assets.windows.history import JOINED, SEALED, History
+from assets.windows.idhash import Hashes, IdHash
+from assets.windows.index import Columns, Index, refuse_outdated
+from assets.windows.match import Bools, Ints, Part, windows_and_rows
+from assets.windows.seal import SealedFile, SealedWindow
 
 NEVER = -(1 << 62)  # before any time stamp
 

@@ -18,9 +18,9 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-from assets.stream.clock import NotDue, WindowPolicy, check_due, window_bounds, window_id
-from assets.stream.history import CUT, GAP, SEALED, History
-from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, Record, TopicBounds, milliseconds
+from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, Record, TopicBounds, Topics, milliseconds
+from assets.windows.clock import NotDue, WindowPolicy, check_due, window_bounds, window_id
+from assets.windows.history import CUT, GAP, SEALED, History
 from monitoring.alarms import raise_alarm
 from security.journal import Conflict, canonical, stamp, unstamp
 
@@ -40,19 +40,6 @@ class HeldBack(NotDue):
     def __init__(self, reason: str, place: tuple[str, int]) -> None:
         super().__init__(reason)
         self.place = place
-
-
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """The names of a task's topics."""
-
-    events: str
-    labels: str
-    predictions: str
-
-    @property
-    def all(self) -> tuple[str, str, str]:
-        return self.events, self.labels, self.predictions
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.stream import store
-from assets.stream.clock import window_id
-from assets.stream.cut import Cut, check_identity, resumed, rewritten
 from assets.stream.decode import ENVELOPE
-from assets.stream.gap import Gap, accepted_gaps
-from assets.stream.history import CUT, GAP, SEALED, History
 from assets.stream.log import Bounds, EventLog
-from assets.stream.proof import pieces
-from assets.stream.seal import SealedWindow, find_sealed, read_sealed
+from assets.windows import store
+from assets.windows.clock import window_id
+from assets.windows.cut import Cut, check_identity, resumed, rewritten
+from assets.windows.gap import Gap, accepted_gaps
+from assets.windows.history import CUT, GAP, SEALED, History
+from assets.windows.proof import pieces
+from assets.windows.seal import SealedWindow, find_sealed, read_sealed
 from security.journal import Conflict
 
 Row = tuple[int, int, bytes | None]  # offset, time stamp, key

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 ROWS_PER_GROUP = 65_536
 LAYOUT = 2  # of the Parquet files; another one gives other bytes for the same rows
-MILLISECONDS = pa.timestamp("ms", tz="UTC")
 
 _ATTEMPT = ".attempt-"
 

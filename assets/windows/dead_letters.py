@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from assets.stream import store
-from assets.stream.history import History
 from assets.stream.log import EventLog, Outgoing, RecordRefused, UnknownTopic, check_record
-from assets.stream.seal import SealedWindow
+from assets.windows import store
+from assets.windows.history import History
+from assets.windows.seal import SealedWindow
 
 PUBLISHED = "dead_letters.published"
 SUFFIX = ".dlq"

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from assets.stream.idhash import Hashes
-from assets.stream.seen import Block, filter_bytes
-from assets.stream.store import StoreDamaged
+from assets.windows.idhash import Hashes
+from assets.windows.seen import Block, filter_bytes
+from assets.windows.store import StoreDamaged
 
 NAME = "index.u64"
 Ints = npt.NDArray[np.int64]

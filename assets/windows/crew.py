@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from assets.stream.log import EventLog, StreamUnreachable
-from assets.stream.part import PartJob, SealedPart, seal_part
+from assets.windows.part import PartJob, SealedPart, seal_part
 
 logger = logging.getLogger("headgate.stream")
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from assets.stream import store
-from assets.stream.clock import NotDue
-from assets.stream.crew import seal_parts
-from assets.stream.cut import Cut, check_identity, find_cut
 from assets.stream.formats import EVENT_ID, ValueFormat
-from assets.stream.gap import accepted_gaps
-from assets.stream.history import SEALED, History
 from assets.stream.log import EventLog, OffsetsGone
-from assets.stream.part import CURE, REJECT_SCHEMA, PartJob, SealedPart, TooManyRejects, reasons
-from assets.stream.proof import SealIncomplete
+from assets.windows import store
+from assets.windows.clock import NotDue
+from assets.windows.crew import seal_parts
+from assets.windows.cut import Cut, check_identity, find_cut
+from assets.windows.gap import accepted_gaps
+from assets.windows.history import SEALED, History
+from assets.windows.part import CURE, REJECT_SCHEMA, PartJob, SealedPart, TooManyRejects, reasons
+from assets.windows.proof import SealIncomplete
 
 __all__ = [
     "EVENT_ID",

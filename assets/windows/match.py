@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from assets.stream.idhash import Hashes
-from assets.stream.lookup import Lookup
+from assets.windows.idhash import Hashes
+from assets.windows.lookup import Lookup
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from assets.stream.idhash import Hashes
+from assets.windows.idhash import Hashes
 
 Ints = npt.NDArray[np.int64]
 
