@@ -116,13 +116,18 @@ def registry_warnings(stream: Stream) -> tuple[str, ...]:
             if getattr(stream, name):
                 raise UnusableConnection(f"[stream] {name} is set, and schema_registry is not: set it, or delete the other")
         return ()
-    parts = urlsplit(url)
+    shown = "schema_registry" if set(url) & set("@?") else f"schema_registry = {url!r}"  # there a password may be in it
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # it is read here because it may be no number
+    except ValueError:  # whose text may hold a piece of the password
+        raise UnusableConnection(f"[stream] {shown} is no URL: https://host[:port] wanted (IPv6: https://[::1]:8081)") from None
     if parts.username is not None:
         raise UnusableConnection(
             "[stream] schema_registry holds a user: write schema_registry_username and schema_registry_password_file"
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UnusableConnection(f"[stream] schema_registry = {url!r}: https://host[:port] wanted")
+        raise UnusableConnection(f"[stream] {shown}: https://host[:port] wanted")
     if bool(user) != bool(stream.schema_registry_password):
         raise UnusableConnection("[stream] schema_registry_username and schema_registry_password: both or neither wanted")
     if parts.scheme == "https" or is_loopback(parts.hostname):
@@ -130,7 +135,7 @@ def registry_warnings(stream: Stream) -> tuple[str, ...]:
     if user or not stream.allow_insecure:
         cure = "use https" if user else "use https, or set allow_insecure = true"
         risk = "the password travels in the clear" if user else "anybody on the way can change the schemas"
-        raise UnusableConnection(f"[stream] schema_registry = {url!r}: {risk}; {cure}")
+        raise UnusableConnection(f"[stream] {shown}: {risk}; {cure}")
     return (f"schemas come from {parts.hostname} without encryption",)
 
 

@@ -108,6 +108,12 @@ def test_a_client_can_be_sent_to_another_process_and_its_files_are_read_there(au
         ({"schema_registry": "https://me:hunter2@registry.example.org"}, "schema_registry holds a user"),
         ({"schema_registry": "https://registry.example.org", "schema_registry_username": "me"}, "both or neither"),
         ({"schema_registry": "registry.example.org"}, "https://host"),
+        ({"schema_registry": "me:hunter2@registry.example.org"}, "schema_registry: https://host"),
+        ({"schema_registry": "ftp://registry.example.org?token=hunter2"}, "schema_registry: https://host"),
+        ({"schema_registry": "http://registry.example.org?token=hunter2"}, "schema_registry: anybody on the way"),
+        ({"schema_registry": "https://me:hunter2@[registry"}, "schema_registry is no URL: https://host"),
+        ({"schema_registry": "https://me:hunter2#@registry.example.org"}, "schema_registry is no URL: https://host"),
+        ({"schema_registry": "https://[registry"}, "schema_registry = 'https://.registry' is no URL: https://host"),
         ({"schema_registry_username": "me"}, "schema_registry is not"),
     ],
 )  # fmt: skip

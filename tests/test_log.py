@@ -357,10 +357,12 @@ def test_the_slow_checksum_in_python_is_refused(monkeypatch):
         KafkaLog("127.0.0.1:9092")
 
 
-def test_the_client_never_logs_whole_frames(monkeypatch):
+@pytest.mark.parametrize("before", [logging.DEBUG, logging.WARNING])
+def test_the_client_never_logs_whole_frames_also_when_debug_is_asked_for_later(monkeypatch, before):
     monkeypatch.setattr(logging.getLogger("kafka"), "level", logging.NOTSET)
-    monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
+    monkeypatch.setattr(logging.getLogger(), "level", before)
     KafkaLog("127.0.0.1:9092")
+    monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
     assert logging.getLogger("kafka").getEffectiveLevel() == logging.INFO
 
 

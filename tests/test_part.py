@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -193,6 +194,8 @@ def test_a_process_that_hangs_or_dies_is_replaced_and_nothing_is_lost(tmp_path, 
     ends = {part: bounds.latest for part, bounds in log.bounds("t", event_time()).partitions.items()}
     jobs = [job_of("t", tmp_path / f"{part}", end, partition=part) for part, end in ends.items()]
     parts = crew.seal_parts(log, jobs, 2)
+    assert [store.sha256(job.file.read_bytes()) for job in jobs] == [part.sha256 for part in parts]
+    assert any((tmp_path / f"{part}-1").exists() for part in ends)  # what the first try wrote, under a name of its own
     alone = [seal_part(EmbeddedLog(log.path), job) for job in jobs]
     assert parts == alone
     assert sum(part.rows for part in parts) == 100
@@ -216,6 +219,49 @@ def test_an_error_in_a_process_is_the_error_here(log, tmp_path):
         crew.seal_parts(log, jobs, 2)
 
 
+def test_a_process_that_died_idle_is_not_listened_to_and_costs_no_try(log, tmp_path, caplog):
+    log.create_topic("t", 2)
+    log.append("t", [event("a", 1, 0), event("b", 1, 1)])
+    found = crew._Crew(log.opener(), 2)
+    try:
+        for worker in found._workers:
+            worker.process.kill()
+            worker.process.join()
+        begun = time.monotonic()
+        assert list(found._heard()) == [] and time.monotonic() - begun > 0.9
+        ends = {part: bounds.latest for part, bounds in log.bounds("t", event_time()).partitions.items()}
+        parts = found.run([job_of("t", tmp_path / f"{part}", end, partition=part) for part, end in ends.items()])
+    finally:
+        found.dismiss()
+    assert sum(part.rows for part in parts) == 2 and caplog.text == ""
+
+
+class Undead:
+    """A process that waits for a disk: a kill does not end it."""
+
+    pid, exitcode = 4711, None
+
+    def kill(self):
+        pass
+
+    def join(self, seconds):
+        assert seconds is not None
+
+    def is_alive(self):
+        return True
+
+
+@pytest.mark.parametrize(("ready", "what"), [(False, "did not start for 120 s"), (True, "did not move for 60 s")])
+def test_a_process_that_no_kill_ends_is_left_behind_and_the_limit_it_passed_is_named(log, tmp_path, caplog, ready, what):
+    found = crew._Crew(log.opener(), 0)
+    pipe, other = found._context.Pipe()
+    found._workers = [crew._Worker(Undead(), pipe, ready=ready, job=0)]
+    with pytest.raises(StreamUnreachable, match=what):
+        found._replace(0, job_of("t", tmp_path / "f", 1), crew.ATTEMPTS)
+    other.close()
+    assert "process 4711 was killed and does not end" in caplog.text
+
+
 def event_time():
     from tests.windows import START
 
@@ -235,3 +281,27 @@ def test_what_a_dead_process_left_is_swept_and_what_a_live_one_makes_is_not(tmp_
             assert first.exists() and second != first
         store.publish(first / "file", tmp_path, "w/file")
     assert [path.name for path in (tmp_path / "w").iterdir()] == ["file"]
+
+
+def test_a_folder_that_somebody_holds_for_ever_is_an_error_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)
+    (tmp_path / "w").mkdir()
+    handle = os.open(tmp_path / "w", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(store.StoreBusy, match=f"{tmp_path / 'w'} has been locked by"), store.attempt(tmp_path, "w"):
+        pass
+    os.close(handle)
+    with store.attempt(tmp_path, "w") as made:
+        assert made.is_dir()
+
+
+def test_the_folders_above_a_window_are_flushed_from_the_root_down(tmp_path, monkeypatch):
+    flushed, real = [], os.fsync
+
+    def fsync(handle):
+        flushed.append(os.fstat(handle).st_ino)
+        real(handle)
+
+    monkeypatch.setattr(store.os, "fsync", fsync)
+    with store.attempt(tmp_path, "task/windows/w"):
+        assert flushed == [path.stat().st_ino for path in (tmp_path, tmp_path / "task", tmp_path / "task" / "windows")]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
+import struct
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from assets.stream.handshake import trouble
 from assets.stream.kafka import KafkaLog
 from assets.stream.log import EventLog, Outgoing, Topics
 from assets.stream.refusal import StreamRefused
@@ -131,6 +135,30 @@ def refused(section: Section, message: str, call: Any = KafkaLog.cluster_id) -> 
         call(log)
     assert time.monotonic() - begun < 2 * LIMIT + 3
     assert not section.sasl_password or section.sasl_password.reveal() not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["PLAINTEXT", "SASL_SSL"])
+def test_a_peer_that_sends_a_byte_now_and_then_is_given_up_at_the_limit(protocol):
+    def drip(server: socket.socket) -> None:
+        peer, _ = server.accept()
+        try:
+            peer.recv(999)
+            peer.sendall(b"\x16\x03\x03\x3f\x00" if protocol == "SASL_SSL" else struct.pack(">i", 60_000))
+            for _ in range(40):
+                time.sleep(0.1)
+                peer.sendall(b"x")
+        except OSError:
+            pass
+        finally:
+            peer.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        begun = time.monotonic()
+        assert trouble(f"127.0.0.1:{server.getsockname()[1]}", {"security_protocol": protocol}, 0.5) == ""
+        assert time.monotonic() - begun < 1.5
+        thread.join()
 
 
 def test_a_wrong_password_and_an_unknown_user_are_told_as_that(secured):

@@ -221,6 +221,35 @@ def test_two_owners_of_one_name_have_two_folders_and_leave_each_other_alone(tmp_
     assert rows(two) == [2] and [path.name for path in tmp_path.iterdir()] == ["8900-1"]
 
 
+def test_a_folder_that_cannot_be_opened_strands_no_other_is_said_once_and_no_lock_leaks(tmp_path, monkeypatch, caplog):
+    for name in ("8001", "8002", "8003"):
+        dead = Spool.own(tmp_path, name, SMALL)
+        put(dead, int(name))
+        os.close(dead._lock)  # its process died
+    real_open, real_find = os.open, spools.find
+
+    def no_access(path, *rest, **more):  # whoever runs the tests may be root, whom modes do not stop
+        if Path(path).name == "8002":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_open(path, *rest, **more)
+
+    def no_disk(path):
+        if path.parent.name == "8001":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real_find(path)
+
+    monkeypatch.setattr(spools.os, "open", no_access)
+    monkeypatch.setattr(spools, "find", no_disk)
+    (third,) = Spool.abandoned(tmp_path)
+    assert third.folder.name == "8003" and Spool.abandoned(tmp_path) == []
+    with pytest.raises(OSError, match="Input/output error"):
+        Spool.own(tmp_path, "8001", SMALL)
+    monkeypatch.undo()
+    assert [spool.folder.name for spool in Spool.abandoned(tmp_path)] == ["8001", "8002"]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and "8001 cannot be opened" in told[0] and "8002 cannot be opened" in told[1]
+
+
 def test_a_folder_is_free_the_moment_its_process_is_killed(tmp_path):
     script = (
         "import sys; from pathlib import Path; from pipelines.gateway.spool import Spool\n"

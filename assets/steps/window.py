@@ -23,7 +23,8 @@ def window(window: str, workspace: Workspace) -> Mapping[str, Any]:
             workspace.journal, workspace.task.name, kind="stream_gap", window=window, message=str(gone), figure=1.0, limit=0.0,
             at=workspace.now(), actor=workspace.actor,
         )  # fmt: skip
-        raise
+        way = f"`headgate window accept-gap {window} --topic ... --partition ... --reason ...` goes on without them"
+        raise OffsetsGone(f"{gone}. If they are lost for good, {way}; of a sealed file a backup is the only copy") from gone
     if workspace.policies.dead_letters:
         publish_once(
             workspace.history, workspace.log, workspace.store, sealed, now=workspace.now(), actor=workspace.actor

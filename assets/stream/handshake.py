@@ -32,35 +32,58 @@ def trouble(servers: str, client: Mapping[str, Any], seconds: float) -> str:
     deadline = time.monotonic() + seconds
     for server in servers.split(","):
         host, _, port = server.strip().rpartition(":")
-        left = deadline - time.monotonic()
-        if left > 0 and port.isdecimal() and (found := _one(host.strip("[]"), int(port), client, left)):
+        if time.monotonic() < deadline and port.isdecimal() and (found := _one(host.strip("[]"), int(port), client, deadline)):
             return f"{server.strip()}: {found}"
     return ""
 
 
-def _one(host: str, port: int, client: Mapping[str, Any], seconds: float) -> str:
+def _one(host: str, port: int, client: Mapping[str, Any], deadline: float) -> str:
     secured = str(client.get("security_protocol")).endswith("SSL")
     try:
-        plain = socket.create_connection((host, port), timeout=seconds)
+        plain = _connect(host, port, deadline)
     except OSError:
         return ""
     with closing(plain):
         try:
             if secured:
+                _limit(plain, deadline)
                 with (client.get("ssl_context") or Tls()).wrap_socket(plain, server_hostname=host) as sock:
-                    return _login(sock, client) or ""
-            found = _login(plain, client)
-            return _speaks_tls(host, port, seconds) if found is None else found
+                    return _login(sock, client, deadline) or ""
+            found = _login(plain, client, deadline)
+            return _speaks_tls(host, port, deadline) if found is None else found
         except TimeoutError:
             return ""
         except OSError as error:  # ssl.SSLError is one
             return _refused_by_tls(error, client) if secured else ""
 
 
-def _login(sock: socket.socket, client: Mapping[str, Any]) -> str | None:
+def _connect(host: str, port: int, deadline: float) -> socket.socket:
+    """As socket.create_connection, which gives every address of the host the whole limit. Raises OSError."""
+    failed = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            _limit(sock, deadline)
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            sock.close()
+            failed = error
+    raise failed
+
+
+def _limit(sock: socket.socket, deadline: float) -> None:
+    """The next call may take what is left. Without this a peer that sends a byte now and then would be heard for ever."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(left)
+
+
+def _login(sock: socket.socket, client: Mapping[str, Any], deadline: float) -> str | None:
     """Log in as the client would; "" when that works, None when the connection is closed at once. Raises OSError."""
     name = _mechanism(client).encode()
-    answer = _ask(sock, _SASL_HANDSHAKE, struct.pack(">h", len(name)) + name)
+    answer = _ask(sock, _SASL_HANDSHAKE, struct.pack(">h", len(name)) + name, deadline)
     if len(answer) < 6:
         return None
     code, count = struct.unpack_from(">hi", answer)
@@ -68,17 +91,17 @@ def _login(sock: socket.socket, client: Mapping[str, Any]) -> str | None:
     for _ in range(min(count, 20)):
         one, at = _text(answer, at)
         offered.append(one)
-    return _compare(client, code, offered) or (_authenticate(sock, client) if code == 0 else "")
+    return _compare(client, code, offered) or (_authenticate(sock, client, deadline) if code == 0 else "")
 
 
-def _authenticate(sock: socket.socket, client: Mapping[str, Any]) -> str:
+def _authenticate(sock: socket.socket, client: Mapping[str, Any], deadline: float) -> str:
     """The exchange in which the broker refuses a password; over the connection that the client would use for it."""
     if not str(client.get("security_protocol")).startswith("SASL_"):
         return ""
     mechanism = get_sasl_mechanism(_mechanism(client))(**client)
     while not mechanism.is_done():
         token = mechanism.auth_bytes()
-        answer = _ask(sock, _SASL_AUTHENTICATE, struct.pack(">i", len(token)) + token)
+        answer = _ask(sock, _SASL_AUTHENTICATE, struct.pack(">i", len(token)) + token, deadline)
         if len(answer) < 4:
             return ""
         said, at = _text(answer, 2)
@@ -98,13 +121,15 @@ def _mechanism(client: Mapping[str, Any]) -> str:
     return str(client.get("sasl_mechanism") or "SCRAM-SHA-512")
 
 
-def _ask(sock: socket.socket, number: int, body: bytes) -> bytes:
+def _ask(sock: socket.socket, number: int, body: bytes, deadline: float) -> bytes:
     """The body of the answer to one request of Kafka's protocol; b"" when the connection is closed. Raises OSError."""
     version = 1 if number == _SASL_HANDSHAKE else 0
     request = struct.pack(">hhih", number, version, 1, -1) + body
+    _limit(sock, deadline)
     sock.sendall(struct.pack(">i", len(request)) + request)
     found = b""
     while len(found) < 4 or len(found) < 4 + min(struct.unpack_from(">i", found)[0], _ANSWER_BYTES):
+        _limit(sock, deadline)
         try:
             more = sock.recv(4096)
         except ConnectionResetError:
@@ -165,10 +190,12 @@ def _refused_by_tls(error: OSError, client: Mapping[str, Any]) -> str:
     return f"TLS failed ({reason}): see which TLS versions and certificates the broker accepts"
 
 
-def _speaks_tls(host: str, port: int, seconds: float) -> str:
+def _speaks_tls(host: str, port: int, deadline: float) -> str:
     """Whether TLS is what is missing. Nothing is sent by this connection, so no certificate has to be believed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with suppress(OSError), socket.create_connection((host, port), timeout=seconds) as plain, context.wrap_socket(plain):
-        return 'this listener speaks TLS: set [stream] security_protocol = "SASL_SSL" or "SSL"'
+    with suppress(OSError), _connect(host, port, deadline) as plain:
+        _limit(plain, deadline)
+        with context.wrap_socket(plain):
+            return 'this listener speaks TLS: set [stream] security_protocol = "SASL_SSL" or "SSL"'
     return ""

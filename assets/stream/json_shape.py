@@ -221,8 +221,9 @@ def _every(values: pa.Array, place: int, step: int) -> pa.Array:
 
 def _bytes_of(texts: pa.Array) -> tuple[Bytes, Ints]:
     """The bytes of the texts behind each other, and where they are, (n + 1,); a null has none."""
-    _, edges, data = texts.buffers()
-    return np.frombuffer(data or b"", np.uint8), np.frombuffer(edges, np.int32)[: len(texts) + 1].astype(np.int64)
+    _, bounds, data = texts.buffers()
+    edges = np.frombuffer(bounds, np.int32)[: len(texts) + 1].astype(np.int64)
+    return np.frombuffer(data or b"", np.uint8)[: edges[-1]], edges
 
 
 def _strings(texts: pa.Array) -> tuple[pa.Array, Bools]:
@@ -266,24 +267,16 @@ def _numbers(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Bools]:
         good[others] = pc.match_substring_regex(texts.take(pa.array(others)), _NUMBER).fill_null(False)
     try:
         return (texts if good.all() else with_nulls(texts, ~good)).cast(kind), good
-    except pa.ArrowInvalid:
-        good &= _with_one_point(texts) if pa.types.is_floating(kind) else _within(texts, kind)
+    except pa.ArrowInvalid:  # two points in one, or an integer beyond the type
+        rows = np.flatnonzero(good)
+        known = texts.take(pa.array(rows))
+        good[rows] = pc.match_substring_regex(known, _NUMBER) if pa.types.is_floating(kind) else _within(known, kind)
         return with_nulls(texts, ~good).cast(kind), good
 
 
-def _with_one_point(texts: pa.Array) -> Bools:
-    found = pc.match_substring_regex(texts, _NUMBER).fill_null(False)
-    return np.asarray(found.to_numpy(zero_copy_only=False))
-
-
-def _within(texts: pa.Array, kind: pa.DataType) -> Bools:
-    """Which of the integers the type holds: of 18 digits or less, all."""
-    info, sizes = np.iinfo(kind.to_pandas_dtype()), np.diff(_bytes_of(texts)[1])
-    good = np.asarray(sizes <= 20)
-    for row in np.flatnonzero(good & (sizes > 18)).tolist():
-        text = texts[row].as_py()
-        good[row] = text.lstrip("-").isdecimal() and info.min <= int(text) <= info.max
-    return good
+def _within(integers: pa.Array, kind: pa.DataType) -> list[bool]:
+    info = np.iinfo(kind.to_pandas_dtype())
+    return [len(text) <= 20 and info.min <= int(text) <= info.max for text in integers.to_pylist()]
 
 
 def _at_a_glance(texts: pa.Array, kind: pa.DataType) -> Bools:
@@ -297,7 +290,7 @@ def _at_a_glance(texts: pa.Array, kind: pa.DataType) -> Bools:
     first, last = np.minimum(edges[:-1], len(data) - 1), edges[1:] - 1
     signed = (data[first] == ord("-")) & (not pa.types.is_unsigned_integer(kind))
     lead = first + signed
-    good = (lead <= last) & digit[lead] & digit[last]
+    good = (edges[1:] > edges[:-1]) & (lead <= last) & digit[lead] & digit[last]
     good &= (lead == last) | ~digit[lead + 1] | (data[np.minimum(lead, len(data) - 1)] != ord("0"))
     known = digit[:-2].copy()
     known[first[signed]] = True

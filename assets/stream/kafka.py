@@ -36,7 +36,6 @@ from assets.stream.kafka_settings import (
 from assets.stream.log import (
     MAX_RECORD_BYTES,
     Bounds,
-    IdentityChanged,
     OffsetsGone,
     Outgoing,
     Record,
@@ -220,7 +219,8 @@ class KafkaLog:
             self._admin.check_range(reading.tp.topic, reading.tp.partition, reading.position, reading.end)
             raise StreamUnreachable(f"{self.bootstrap_servers} refused {reading.place}: {error}") from error
         except kafka_errors.LogTruncationError as error:
-            raise IdentityChanged(f"{reading.place}: the log was truncated under the reader: {error}") from error
+            told = f"{reading.place}: the log was truncated under the reader: {error}; run the window again"
+            raise OffsetsGone(told) from error
         except kafka_errors.CorruptRecordError:
             raise
         except (Overdue, KafkaError, OSError) as error:

@@ -23,7 +23,7 @@ def check_client() -> None:
             "the crc32c wheel is missing, without it kafka-python reads 10 to 25 times slower: `pip install crc32c`"
         )
     logger = logging.getLogger("kafka")
-    if logger.getEffectiveLevel() < logging.INFO:
+    if logger.level < logging.INFO:  # also when none is set: the root's may be lowered to DEBUG later
         logger.setLevel(logging.INFO)  # its DEBUG lines hold whole frames, credentials included
 
 

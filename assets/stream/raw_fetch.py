@@ -142,7 +142,9 @@ def unusable() -> str | None:
     except Exception as error:  # noqa: BLE001 (whatever is wrong with a private part of a library: the other path works)
         reason = f"the trial failed: {type(error).__name__}: {error}"
     if reason is not None:
-        logger.warning("reading Kafka record by record, about ten times slower: %s", reason)
+        logger.warning(
+            "reading Kafka record by record, ten times slower and without proof that the log has no hole: %s", reason
+        )
     return reason
 
 

@@ -21,9 +21,9 @@ from assets.stream.decode import ENVELOPE
 from assets.stream.log import Bounds, EventLog
 from assets.windows import store
 from assets.windows.clock import window_id
-from assets.windows.cut import Cut, check_identity, resumed, rewritten
+from assets.windows.cut import Cut, check_identity, epochs_of, resumed, rewritten
 from assets.windows.gap import Gap, accepted_gaps
-from assets.windows.history import CUT, GAP, SEALED, History
+from assets.windows.history import CUT, GAP, NOTED, SEALED, History
 from assets.windows.proof import pieces
 from assets.windows.seal import SealedWindow, find_sealed, read_sealed
 from security.journal import Conflict
@@ -54,14 +54,16 @@ def accept_gap(
         if partition not in bounds.partitions:
             raise GapRefused(f"topic {topic!r} has no partition {partition}, only 0 to {max(bounds.partitions)}")
         begin = resumed(history).get((topic, partition), cuts[-1].topics[topic].partitions.get(partition, (0, 0))[1])
-        again = (topic, partition) not in resumed(history) and bool(rewritten(log, cuts[-1], bounds, {partition: begin}))
+        again = bool(rewritten(log, epochs_of(history, cuts[-1], topic), bounds, {partition: begin}))
         place = _Place(history, log, root, cuts, topic, partition, bounds.partitions[partition], begin, again)
         lost = place.lost(window)
-        gaps = [Gap(name, topic, partition, start, end, at, reason, actor, now) for name, start, end, at in lost]
+        said = (reason, actor, now, place.here.epoch)
+        gaps = [Gap(name, topic, partition, start, end, at, *said) for name, start, end, at in lost]
         every, after = cuts[-1].end - cuts[-1].start, cuts[-1].end
         grid = {each.window: (each.start, each.end) for each in cuts} | {window_id(after): (after, after + every)}
         try:
-            history.extend_all(GAP, [gap.body(grid[gap.window]) for gap in gaps], actor=actor, at=now)
+            found = [(GAP, gap.body(grid[gap.window])) for gap in gaps]
+            history.extend_all([*found, (NOTED, {"windows": [gap.window for gap in gaps]})], actor=actor, at=now)
         except Conflict:
             continue
         return gaps

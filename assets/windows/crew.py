@@ -15,8 +15,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from assets.stream.log import EventLog, StreamUnreachable
@@ -26,6 +27,7 @@ logger = logging.getLogger("headgate.stream")
 
 STALL_SECONDS = 60.0
 START_SECONDS = 120.0  # until a process has imported what it needs, on a machine that is busy
+END_SECONDS = 5.0  # a killed process ends at once, or waits for a disk that may never answer
 ATTEMPTS = 3
 # A process costs about one CPU second to start (its imports): worth it from about two seconds of sealing on.
 OFFSETS_FOR_TWO = 500_000
@@ -62,6 +64,10 @@ class _Worker:
     moved: float = 0.0
     offset: int = -1
 
+    @property
+    def limit(self) -> float:
+        return STALL_SECONDS if self.ready else START_SECONDS
+
 
 class _Crew:
     """Processes that each seal one part at a time. Started afresh: a fork would inherit clients and threads."""
@@ -76,10 +82,14 @@ class _Crew:
         done: dict[int, SealedPart] = {}
         tries = dict.fromkeys(waiting, 0)
         while len(done) < len(jobs):
-            for worker in self._workers:
+            for place, worker in enumerate(self._workers):
                 if worker.job is None and waiting:
-                    self._give(worker, waiting.pop(0), jobs, tries)
+                    if not worker.process.is_alive():  # it died while it had nothing to do
+                        _end(worker)
+                        self._workers[place] = self._hire()
+                    self._give(self._workers[place], waiting.pop(0), jobs, tries)
             for index, part in self._heard():
+                _file(jobs[index], tries[index]).replace(jobs[index].file)
                 done[index] = part
             for place, worker in enumerate(self._workers):
                 if worker.job is not None and self._lost(worker):
@@ -91,8 +101,8 @@ class _Crew:
         """End every process, whatever it does."""
         for worker in self._workers:
             worker.process.kill()
-            worker.process.join()
-            worker.pipe.close()
+        for worker in self._workers:
+            _end(worker)
 
     def _hire(self) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -105,10 +115,12 @@ class _Crew:
         tries[index] += 1
         worker.job, worker.moved, worker.offset = index, time.monotonic(), jobs[index].start
         with suppress(OSError):  # it has died: `_lost` sees it
-            worker.pipe.send(jobs[index])
+            worker.pipe.send(replace(jobs[index], file=_file(jobs[index], tries[index])))
 
     def _heard(self) -> Iterator[tuple[int, SealedPart]]:
-        for pipe in wait([worker.pipe for worker in self._workers], timeout=1.0):
+        # The pipe of a dead process is ready for ever: without a job nobody would ever take it away.
+        heard = [worker.pipe for worker in self._workers if worker.job is not None or worker.process.is_alive()]
+        for pipe in wait(heard, timeout=1.0):
             worker = next(each for each in self._workers if each.pipe is pipe)
             try:
                 said = worker.pipe.recv()
@@ -125,17 +137,15 @@ class _Crew:
                 yield index, said
 
     def _lost(self, worker: _Worker) -> bool:
-        limit = STALL_SECONDS if worker.ready else START_SECONDS
-        return not worker.process.is_alive() or time.monotonic() - worker.moved > limit
+        return not worker.process.is_alive() or time.monotonic() - worker.moved > worker.limit
 
     def _replace(self, place: int, job: PartJob, tries: int) -> None:
         worker = self._workers[place]
         alive = worker.process.is_alive()
-        what = f"did not move for {STALL_SECONDS:.0f} s" if alive else f"ended with code {worker.process.exitcode}"
+        slow = f"did not {'move' if worker.ready else 'start'} for {worker.limit:.0f} s"
+        what = slow if alive else f"ended with code {worker.process.exitcode}"
         where = f"{job.topic!r} partition {job.partition} at offset {worker.offset} of [{job.start}, {job.end})"
-        worker.process.kill()
-        worker.process.join()
-        worker.pipe.close()
+        _end(worker)
         if tries >= ATTEMPTS:
             raise StreamUnreachable(
                 f"{tries} processes in turn failed to seal {where}, the last {what}: nothing was sealed; look at the "
@@ -143,6 +153,22 @@ class _Crew:
             )
         logger.warning("a process that sealed %s %s: killed, and begun anew", where, what)
         self._workers[place] = self._hire()
+
+
+def _file(job: PartJob, tries: int) -> Path:
+    """Where one try writes: a killed process that does not end still holds the file of its own try, and no other."""
+    return job.file.with_name(f"{job.file.name}-{tries}")
+
+
+def _end(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.join(END_SECONDS)
+    if worker.process.is_alive():
+        logger.warning(
+            "process %s was killed and does not end for %.0f s: left behind; look at the disk",
+            worker.process.pid, END_SECONDS,
+        )  # fmt: skip
+    worker.pipe.close()
 
 
 def _work(opener: Opener, pipe: Connection) -> None:

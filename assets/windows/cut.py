@@ -22,7 +22,7 @@ from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, Record, To
 from assets.windows.clock import NotDue, WindowPolicy, check_due, window_bounds, window_id
 from assets.windows.history import CUT, GAP, SEALED, History
 from monitoring.alarms import raise_alarm
-from security.journal import Conflict, canonical, stamp, unstamp
+from security.journal import Conflict, Entry, canonical, stamp, unstamp
 
 # Kafka's own transaction.max.timeout.ms: no producer may keep a transaction open for longer, one that does hangs.
 LONGEST_TRANSACTION = timedelta(minutes=15)
@@ -251,24 +251,35 @@ def _check_record(decided: Cut, name: str, part: int, start: int, found: list[Re
         )
 
 
-def rewritten(log: EventLog, last: Cut, found: TopicBounds, begins: Mapping[int, int]) -> dict[int, int]:
-    """Partition -> up to which offset it is as it was at the last cut, for those that were truncated below `begins` since.
+def epochs_of(history: History, last: Cut, topic: str) -> dict[int, int]:
+    """Partition -> the leader's epoch at the last cut, or when a gap was accepted since."""
+    found = dict(last.topics[topic].epochs)
+    for (name, part), entry in _resuming(history).items():
+        if name == topic:
+            found.pop(part, None)
+            if entry.body.get("epoch") is not None:
+                found[part] = entry.body["epoch"]
+    return found
+
+
+def rewritten(log: EventLog, epochs: Mapping[int, int], found: TopicBounds, begins: Mapping[int, int]) -> dict[int, int]:
+    """Partition -> up to which offset it is as it was in that epoch, for those that were truncated below `begins` since.
 
     A truncated log that has grown again looks whole; only a new leader can truncate, so only where there was one it is asked.
     """
-    epochs = last.topics[found.topic].epochs
     moved = {part: epoch for part, epoch in epochs.items() if part in begins and found.partitions[part].epoch != epoch}
     kept = log.kept(found.topic, moved) if moved else {}
     return {part: offset for part, offset in kept.items() if 0 <= offset < begins[part]}  # -1: it does not know
 
 
-def _check_kept(log: EventLog, last: Cut, bounds: Mapping[str, TopicBounds], goes_on: Mapping[tuple[str, int], int]) -> None:
+def _check_kept(history: History, log: EventLog, last: Cut, bounds: Mapping[str, TopicBounds]) -> None:
+    goes_on = resumed(history)
     for name, found in bounds.items():
         spans = last.topics[name].partitions
-        begins = {part: end for part, (_, end) in spans.items() if part in found.partitions and (name, part) not in goes_on}
-        for part, offset in rewritten(log, last, found, begins).items():
+        begins = {part: goes_on.get((name, part), end) for part, (_, end) in spans.items() if part in found.partitions}
+        for part, offset in rewritten(log, epochs_of(history, last, name), found, begins).items():
             raise OffsetsGone(
-                f"{name!r} partition {part} was truncated at offset {offset} and written again, the last cut ended at "
+                f"{name!r} partition {part} was truncated at offset {offset} and written again, the next cut would begin at "
                 f"{begins[part]}: what was there is lost, what is there now is in no window; go on from there: `headgate "
                 f"window accept-gap {window_id(last.end)} --topic {name} --partition {part} --reason ...`"
             )
@@ -320,13 +331,17 @@ def resumed(history: History) -> dict[tuple[str, int], int]:
 
     The newest counts where there were several; it is the lowest, because a log that ends behind it was not truncated.
     """
+    return {place: entry.body["resume_at"] for place, entry in _resuming(history).items()}
+
+
+def _resuming(history: History) -> dict[tuple[str, int], Entry]:
     last = history.last(CUT)
-    found: dict[tuple[str, int], int] = {}
+    found: dict[tuple[str, int], Entry] = {}
     for entry in reversed(history.entries(GAP)):
         if last is not None and entry.stream_seq < last.stream_seq:
             break
         if entry.body["resume_at"] is not None:
-            found.setdefault((entry.body["topic"], entry.body["partition"]), entry.body["resume_at"])
+            found.setdefault((entry.body["topic"], entry.body["partition"]), entry)
     return found
 
 
@@ -356,7 +371,7 @@ def cut(
             _tell(history, policy, window, told, now=now, actor=actor)
             raise told from held
         if previous is not None:
-            _check_kept(log, previous, bounds, goes_on)
+            _check_kept(history, log, previous, bounds)
         if policy.clock == "stream":
             _check_standing(log, decided, bounds, topics)
         try:

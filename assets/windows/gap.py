@@ -53,6 +53,7 @@ class Gap:
     reason: str
     actor: str
     at: datetime
+    epoch: int | None = None  # of the leader when it was accepted
 
     def body(self, decided: tuple[datetime, datetime]) -> dict[str, Any]:
         """As it is journalled; `decided` are the window's bounds."""
@@ -65,6 +66,7 @@ class Gap:
             "offsets": [self.start, self.end],
             "lost": self.end - self.start,
             "resume_at": self.resume_at,
+            "epoch": self.epoch,
             "reason": self.reason,
         }
 
@@ -72,7 +74,7 @@ class Gap:
     def of(cls, entry: Entry) -> Gap:
         """The gap an entry of the journal tells of."""
         body = entry.body
-        names = ("window", "topic", "partition", "resume_at", "reason")
+        names = ("window", "topic", "partition", "resume_at", "epoch", "reason")
         start, end = body["offsets"]
         return cls(start=start, end=end, actor=entry.actor, at=entry.at, **{name: body[name] for name in names})
 

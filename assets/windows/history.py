@@ -17,6 +17,7 @@ from security.journal import Conflict, Draft, Entry, Journal, Projection, unstam
 
 CUT = "cut.decided"
 GAP = "gap.accepted"
+NOTED = "gap.noted"  # the same word on the stream of what is sealed: a seal that is under way must see it
 SEALED = "window.sealed"
 JOINED = "examples.joined"
 ENDED = "stream.ended"
@@ -84,12 +85,12 @@ class History:
 
         Raises Conflict when somebody else was faster: refresh, and decide again.
         """
-        return self.extend_all(kind, [body], actor=actor, at=at)[0]
+        return self.extend_all([(kind, body)], actor=actor, at=at)[0]
 
-    def extend_all(self, kind: str, bodies: Sequence[Mapping[str, Any]], *, actor: str, at: datetime) -> list[Entry]:
-        """The same for several entries, all or none."""
-        fold = self._fold(kind)
-        drafts = [Draft(fold.stream, kind, body, expected=fold.length) for body in bodies]
+    def extend_all(self, found: Sequence[tuple[str, Mapping[str, Any]]], *, actor: str, at: datetime) -> list[Entry]:
+        """The same for several entries (kind, body), all or none, if none of their streams has moved."""
+        folds = [(self._fold(kind), kind, body) for kind, body in found]
+        drafts = [Draft(fold.stream, kind, body, expected=fold.length) for fold, kind, body in folds]
         return self.journal.append_all(drafts, actor=actor, at=at)
 
     def once(self, kind: str, body: Mapping[str, Any], *, actor: str, at: datetime) -> Entry:

@@ -131,12 +131,13 @@ def join(
     folder = store.window_folder(history.task, window)
     with store.attempt(root, folder) as attempt:
         made, files = _make(past, grid, topics, negative_if_absent, folder, attempt)
-        if known is not None:
-            _check_same(known, made)
-        for path, file in files.items():
-            store.publish(file, root, path)
-    store.settle(root, folder)
-    entry = history.once(JOINED, made.body(), actor=actor, at=now)
+        with store.locked(root / folder):  # two that join it: the second must not write over what the first has promised
+            if (known := find_examples(history.refresh(), window)) is not None:
+                _check_same(known, made)
+            for path, file in files.items():
+                store.publish(file, root, path)
+            store.settle(root, folder)
+            entry = history.once(JOINED, made.body(), actor=actor, at=now)
     _check_same(Examples.of(entry.body), made)
     return made
 

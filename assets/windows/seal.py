@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,15 +19,16 @@ from typing import Any
 import pyarrow as pa
 
 from assets.stream.formats import EVENT_ID, ValueFormat
-from assets.stream.log import EventLog, OffsetsGone
+from assets.stream.log import EventLog, OffsetsGone, StreamUnreachable, TopicBounds
 from assets.windows import store
 from assets.windows.clock import NotDue
 from assets.windows.crew import seal_parts
-from assets.windows.cut import Cut, check_identity, find_cut
+from assets.windows.cut import Cut, check_identity, find_cut, rewritten
 from assets.windows.gap import accepted_gaps
 from assets.windows.history import SEALED, History
 from assets.windows.part import CURE, REJECT_SCHEMA, PartJob, SealedPart, TooManyRejects, reasons
 from assets.windows.proof import SealIncomplete
+from security.journal import Conflict
 
 __all__ = [
     "EVENT_ID",
@@ -183,15 +185,29 @@ def seal(
     folder = store.window_folder(history.task, window)
     with store.attempt(root, folder) as attempt:
         made, files = make_window(log, decided, folder, formats, policy, gaps, attempt)
-        if known is not None:
-            _check_same(known, made)
-        for path, file in files.items():
-            store.publish(file, root, path)
-    store.settle(root, folder)
-    if known is None and accepted_gaps(history.refresh(), window) != gaps:
-        raise NotDue(f"a gap of window {window} was accepted while it was sealed: run it again")
-    entry = history.once(SEALED, made.body(), actor=actor, at=now)
-    _check_same(SealedWindow.of(entry.body), made)
+        with store.locked(root / folder):  # two that seal it: the second must not write over what the first has promised
+            _check_still(history, made, gaps)
+            for path, file in files.items():
+                store.publish(file, root, path)
+            store.settle(root, folder)
+            return _enter(history, made, gaps, actor=actor, now=now)
+
+
+def _check_still(history: History, made: SealedWindow, gaps: Gaps) -> bool:
+    """Whether the window is sealed by now; if it is, what was made must be the same, else its gaps must be."""
+    known = find_sealed(history.refresh(), made.window)
+    if known is not None:
+        _check_same(known, made)
+    elif accepted_gaps(history, made.window) != gaps:
+        raise NotDue(f"a gap of window {made.window} was accepted while it was sealed: run it again")
+    return known is not None
+
+
+def _enter(history: History, made: SealedWindow, gaps: Gaps, *, actor: str, now: datetime) -> SealedWindow:
+    """Journal it, unless it is; who accepts a gap in this moment writes to the same stream, and one of both is refused."""
+    while not _check_still(history, made, gaps):
+        with suppress(Conflict):
+            history.extend(SEALED, made.body(), actor=actor, at=now)
     return made
 
 
@@ -257,12 +273,13 @@ def make_window(
 ) -> tuple[SealedWindow, dict[str, Path]]:
     """The sealed window, and its files: path in the store -> where the file was made, inside `attempt`."""
     jobs = _jobs(decided, formats, policy, gaps, attempt)
+    epochs = {topic: _epochs(log.bounds(topic, decided.end)) for topic in decided.topics}
     try:
         parts = seal_parts(log, jobs, policy.processes)
     except OffsetsGone:  # of another topic, any offset may be gone
-        _check_identity(log, decided)
+        _check_identity(log, decided, {})
         raise
-    _check_identity(log, decided)
+    _check_identity(log, decided, epochs)
     rows, files, made = defaultdict[str, int](int), [], dict[str, Path]()
     for job, part in zip(jobs, parts, strict=True):
         path = f"{folder}/{part.topic}-{part.partition}.parquet"
@@ -309,9 +326,21 @@ def _jobs(
     return jobs
 
 
-def _check_identity(log: EventLog, decided: Cut) -> None:
-    for topic in decided.topics:
-        check_identity(decided, log.bounds(topic, decided.end))
+def _check_identity(log: EventLog, decided: Cut, epochs: Mapping[str, Mapping[int, int]]) -> None:
+    """It is still the log that was cut, and it was not truncated and written anew since those epochs."""
+    for name, topic in decided.topics.items():
+        bounds = log.bounds(name, decided.end)
+        check_identity(decided, bounds)
+        ends = {part: end for part, (_, end) in topic.partitions.items()}
+        for part, offset in rewritten(log, epochs.get(name, {}), bounds, ends).items():
+            raise StreamUnreachable(
+                f"{name!r} partition {part} was truncated at offset {offset} while window {decided.window} was read: what was "
+                "read may be from before and after, nothing was sealed; run the window again"
+            )
+
+
+def _epochs(bounds: TopicBounds) -> dict[int, int]:
+    return {part: here.epoch for part, here in bounds.partitions.items() if here.epoch is not None}
 
 
 def _check_share(window: str, rows: Mapping[str, int], parts: Sequence[SealedPart], limit: float) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +24,17 @@ import pyarrow.parquet as pq
 ROWS_PER_GROUP = 65_536
 LAYOUT = 2  # of the Parquet files; another one gives other bytes for the same rows
 
+LOCK_SECONDS = 30.0  # the lock of a folder is held while old attempts are swept, usually for milliseconds
+
 _ATTEMPT = ".attempt-"
 
 
 class StoreDamaged(Exception):
     """A file of the store is missing, or is not the one the journal names."""
+
+
+class StoreBusy(Exception):
+    """Another process holds a folder of the store for too long."""
 
 
 def window_folder(task: str, window: str) -> str:
@@ -181,11 +188,13 @@ def settle(root: Path, folder: str) -> None:
 def attempt(root: Path, folder: str) -> Iterator[Path]:
     """A folder of its own for files that are being made, inside `folder`; gone afterwards, with what is left in it.
 
-    Attempts of processes that died are swept away first: a live one holds the lock of its folder.
+    Attempts of processes that died are swept away first: a live one holds the lock of its folder. Raises StoreBusy.
     """
     home = root / folder
     home.mkdir(parents=True, exist_ok=True)
-    with _locked(home):  # else a sweeper could meet the new folder before it is locked
+    for parent in reversed(Path(folder).parents):  # else a power cut takes the name of the folder, and all that is in it
+        settle(root, str(parent))
+    with locked(home):  # else a sweeper could meet the new folder before it is locked
         for old in home.glob(f"{_ATTEMPT}*"):
             _sweep(old)
         made = Path(tempfile.mkdtemp(prefix=_ATTEMPT, dir=home))
@@ -204,13 +213,27 @@ def publish(made: Path, root: Path, path: str) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
+def locked(folder: Path) -> Iterator[None]:
+    handle, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + LOCK_SECONDS
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        while not _lock(handle):
+            if time.monotonic() > deadline:
+                raise StoreBusy(
+                    f"{folder} has been locked by another process for {LOCK_SECONDS:.0f} s: nothing was written; end the "
+                    "process that hangs (`fuser` names it), and run the window again"
+                )
+            time.sleep(0.05)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _sweep(old: Path) -> None:
@@ -219,10 +242,8 @@ def _sweep(old: Path) -> None:
     except FileNotFoundError:  # its owner was faster
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(old, ignore_errors=True)
-    except BlockingIOError:
-        return
+        if _lock(lock):
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         os.close(lock)
 

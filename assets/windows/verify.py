@@ -15,17 +15,18 @@ from typing import Literal
 import pyarrow as pa
 
 from assets.stream.formats import ValueFormat
-from assets.stream.log import EventLog, IdentityChanged, OffsetsGone
+from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, StreamUnreachable
 from assets.windows import store
 from assets.windows.clock import NotDue
 from assets.windows.cut import Cut, check_identity, find_cut
 from assets.windows.history import History
+from assets.windows.join import find_examples
 from assets.windows.proof import Proof, SealIncomplete, pieces
 from assets.windows.seal import Gaps, SealedFile, SealedWindow, SealPolicy, accepted, find_sealed, make_window
 
 # "gone": the log does not hold these offsets any more, so that nothing can be said. "unlike": sealed by another path or
 # before 0.2, so that fingerprints cannot be compared; `deep` can.
-State = Literal["same", "differs", "gone", "unlike"]
+State = Literal["same", "differs", "gone", "unlike", "unreachable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,16 @@ def verify(
     decided, sealed = find_cut(history.refresh(), window), find_sealed(history, window)
     if decided is None or sealed is None:
         raise NotDue(f"window {window} is not sealed: there is nothing to verify")
-    files = [_file(root, file) for file in sealed.all_files()]
+    files = [_file(root, file.path, file.sha256, f"{file.rows} rows") for file in sealed.all_files()]
+    if (joined := find_examples(history, window)) is not None:
+        files += [_file(root, path, digest, "joined") for path, digest in joined.files().items()]
     try:
         for topic in decided.topics:
             check_identity(decided, log.bounds(topic, decided.end))
     except IdentityChanged as changed:
         return [*files, Finding("log", "differs", str(changed))]
+    except StreamUnreachable as silent:
+        return [*files, Finding("log", "unreachable", str(silent))]
     gaps = accepted(sealed)
     prints = [_fingerprint(log, decided, file, gaps) for file in sealed.files]
     if not deep or any(found.state == "gone" for found in prints):
@@ -57,12 +62,12 @@ def verify(
     return [*files, *prints, *_deep(log, root, decided, sealed, formats, gaps)]
 
 
-def _file(root: Path, file: SealedFile) -> Finding:
+def _file(root: Path, path: str, digest: str, what: str) -> Finding:
     try:
-        store.check(root, file.path, file.sha256)
+        store.check(root, path, digest)
     except store.StoreDamaged as damaged:
-        return Finding(file.path, "differs", str(damaged))
-    return Finding(file.path, "same", f"{file.rows} rows, sha256 {file.sha256[:16]}")
+        return Finding(path, "differs", str(damaged))
+    return Finding(path, "same", f"{what}, sha256 {digest[:16]}")
 
 
 def _fingerprint(log: EventLog, decided: Cut, file: SealedFile, gaps: Gaps) -> Finding:
@@ -79,7 +84,10 @@ def _fingerprint(log: EventLog, decided: Cut, file: SealedFile, gaps: Gaps) -> F
                 proof.add(batch)
         found = proof.fingerprint()
     except OffsetsGone as gone:
-        return Finding(place, "gone", str(gone))
+        earliest = log.bounds(topic, decided.end).partitions[part].earliest
+        if earliest > start:
+            return Finding(place, "gone", f"the log begins at {earliest} now: retention has taken what was sealed long before")
+        return Finding(place, "differs", str(gone))
     except SealIncomplete as incomplete:
         return Finding(place, "differs", str(incomplete))
     if found == file.fingerprint:

@@ -37,6 +37,6 @@ def bench(name: str, options: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     click.echo(f"{found['name']}: {found['figure']:.4g} {found['unit']}; {found['samples']} samples")
-    peers = found.get("peers") or {found["peer"]: found["peer_figure"]}
+    peers = found.get("peers") or ({found["peer"]: found["peer_figure"]} if found["peer"] else {})
     for peer, figure in peers.items():
         click.echo(f"  {peer}: " + (f"{figure:.4g}, ratio {found['figure'] / figure:.3g}" if figure else "no figure"))

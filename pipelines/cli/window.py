@@ -135,8 +135,11 @@ def verify(ctx: click.Context, window_name: str, deep: bool, as_json: bool) -> N
     states = {each.state for each in found}
     if "differs" in states:
         raise click.ClickException(f"window {window_name} is not what was sealed; see docs/window.md#what-voids-it")
+    if "unreachable" in states:
+        raise click.ClickException(f"window {window_name}: the files are as sealed, the log did not answer")
     if not as_json:
-        click.echo(f"window {window_name}: " + ("the log is gone, only files compared" if "gone" in states else "as sealed"))
+        rest = "what is left of the log is as sealed, and the files" if "gone" in states else "as sealed"
+        click.echo(f"window {window_name}: {rest}")
 
 
 window.add_command(accept_gap)

@@ -8,6 +8,7 @@ crash rows may be given twice; none is left out. It knows neither what a row mea
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import threading
 from collections import deque
@@ -22,6 +23,9 @@ SPOOL_BYTES = 256 << 20  # 600,000 rows of 400 bytes: ten minutes without Kafka 
 SEGMENT_BYTES = 4 << 20
 READ_BYTES = 256 << 10
 SUFFIX, DAMAGED = ".rows", ".damaged"
+
+logger = logging.getLogger("headgate.gateway")
+_told: set[Path] = set()  # folders that could not be opened: looked at again and again, said once
 
 # What makes written bytes durable. fdatasync leaves out the file's times, which nobody needs.
 flush = getattr(os, "fdatasync", os.fsync)
@@ -73,23 +77,49 @@ class Spool:
             folder = root / (f"{name}-{number}" if number else name)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # rows name the units that were asked about
             if (lock := _lock(folder)) is not None:
-                for parent in (root, root.parent):  # a power cut must not take the folder's name
-                    _sync_folder(parent)
-                return cls(folder, lock, limit)
+                try:
+                    for parent in (root, root.parent):  # a power cut must not take the folder's name
+                        _sync_folder(parent)
+                    return cls(folder, lock, limit)
+                except BaseException:
+                    os.close(lock)
+                    raise
         raise AssertionError("unreachable")
 
     @classmethod
     def abandoned(cls, root: Path) -> list[Spool]:
-        """The spools under `root` that no process holds and rows wait in, now held; empty ones are deleted."""
+        """The spools under `root` that no process holds and rows wait in, now held; empty ones are deleted.
+
+        A folder that cannot be opened is left as it is, with a warning, and keeps nobody from the others. Raises OSError
+        when `root` itself cannot be listed.
+        """
         found = []
         for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            if (lock := _lock(folder)) is not None:
-                spool = cls(folder, lock, 0)
-                if spool._segments:
-                    found.append(spool)
-                else:
-                    spool.close()
+            try:
+                spool = cls._take(folder)
+            except (OSError, ValueError) as error:
+                if folder not in _told:
+                    logger.warning("%s cannot be opened (%s): its rows wait; give this process access to it", folder, error)
+                    _told.add(folder)
+                continue
+            _told.discard(folder)
+            if spool is not None:
+                found.append(spool)
         return found
+
+    @classmethod
+    def _take(cls, folder: Path) -> Spool | None:
+        if (lock := _lock(folder)) is None:
+            return None
+        try:
+            spool = cls(folder, lock, 0)
+        except BaseException:
+            os.close(lock)
+            raise
+        if spool._segments:
+            return spool
+        spool.close()
+        return None
 
     # -- the thread that appends ---------------------------------------------------------------------------------
 
