@@ -238,10 +238,12 @@ _INSERTS = [
     b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"true", b"1", b'":null',
 ]  # fmt: skip
 _TEXTS = ["null", "NaN", "1e999", "{}", '{"a":null}', "[]", "[null]", "true", '"x"', "1.5", '"\\ud800"', *_NUMBERS]
-STYLES = [(",", ":", ""), (", ", ": ", ""), (",\n  ", " : ", "\n"), ("\r\n,", "\t:\n", " ")]
+STYLES = [
+    (",", ":", ""), (", ", ": ", ""), (",\n  ", ": ", "\n"), (", ", ":", " "), (",\n  ", " : ", "\n"), ("\r\n,", "\t:\n", " "),
+]  # fmt: skip
 
 
-def _text(kind, draw):
+def _text(kind, draw, between=(",",)):
     """A value of the type as JSON text, now and then at its limits or beyond."""
     if pa.types.is_string(kind):
         few = [chr(draw.choice([9, 34, 92, 127, 233, 8364, 0x1F600])) for _ in range(3)]
@@ -258,7 +260,7 @@ def _text(kind, draw):
     if pa.types.is_floating(kind):
         return draw.choice(_NUMBERS) if draw.random() < 0.05 else repr(draw.gauss(0, 10.0 ** draw.randint(-9, 9)))
     size = kind.list_size if pa.types.is_fixed_size_list(kind) and draw.random() < 0.99 else draw.randint(0, 4)
-    return "[" + draw.choice([",", ", ", ", ", "\n,\t"]).join(_text(kind.value_type, draw) for _ in range(size)) + "]"
+    return "[" + draw.choice(between).join(_text(kind.value_type, draw) for _ in range(size)) + "]"
 
 
 def _time(kind, draw):
@@ -272,12 +274,13 @@ def _time(kind, draw):
 
 def record(schema, draw, style=None):
     """A random record: its bytes, in a style or in one of many spellings, and its (name, text) pairs."""
+    between = (",", ", ", "\n,\t") if style is None else (", ",) if style[0] == ", " else (",",)
     pairs = []
     for field in schema:
         escaped = "".join(f"\\u{ord(char):04x}" for char in field.name)
         null = field.nullable and draw.random() < 0.3
         name = json.dumps(field.name) if style or draw.random() < 0.98 else f'"{escaped}"'
-        pairs.append((name, "null" if null else _text(field.type, draw)))
+        pairs.append((name, "null" if null else _text(field.type, draw, between)))
     if not style and draw.random() < 0.3:
         draw.shuffle(pairs)
     comma, colon, edge = style or draw.choice(STYLES)

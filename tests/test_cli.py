@@ -322,7 +322,7 @@ def test_a_benchmark_of_the_checkout_is_run_and_its_figure_stands_beside_its_pee
     (folder / "tiny.py").write_text(f"import json; print(json.dumps({found}))")
     (folder / "broken.py").write_text("raise SystemExit(3)")
     assert headgate("bench", "tiny", "--json").json == found
-    assert headgate("bench", "tiny").out == "tiny: 2 s; other: 4; ratio 0.5; 3 samples\n"
+    assert headgate("bench", "tiny").out == "tiny: 2 s; 3 samples\n  other: 4, ratio 0.5\n"
     check(headgate("bench", "broken"), "ended with code 3")
     check(headgate("bench", "other"), "there are broken, tiny")
 

@@ -123,6 +123,16 @@ def test_names_that_are_short_or_at_the_begin_of_the_text_are_found():
         assert list(read(shape_of(values[0], schema), [b'[7x":1}', *values])) == [1, 2, 3]
 
 
+def test_what_only_looks_like_the_fixed_texts_at_an_end_of_the_text_is_no_shape():
+    nameless = pa.schema([("", pa.string()), ("b", pa.int64())])
+    good = b'{"":"e","b":2}'
+    assert list(read(shape_of(good, nameless), [b'[7":"a{","b":2}', good])) == [1]
+    alone = pa.schema([("a", pa.int64())])
+    assert list(read(shape_of(b'{"a":1}', alone), [b'{"a":12', b"}", b'{"a":1}'])) == [2]
+    assert list(read(shape_of(b'{"a":   1 }', alone), [b'{"a":   }', b'{"a":    }', b'{"a":   1 }', b'{"a":   }'])) == [2]
+    assert read(shape_of(b'{"a":1}', alone), [b"", b"{}"]) == {}
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -84,15 +84,15 @@ class Shape:
         begins, stops = closed + self.behind, np.empty_like(closed)
         stops[:, :-1] = closed[:, 1:] - self.ahead[1:]
         stops[:, -1] = end - len(self.end)
-        fits = (closed[:, 0] - self.ahead[0] == start) & _end_with(words, end, self.end)
+        fits = np.ones(len(rows), dtype=np.bool_)
         for wanted in self._wanted():
             found = words[np.clip(closed[:, wanted.fields] + wanted.offset, 0, len(words) - 1)]
             same = found & wanted.mask == wanted.bits
             if not same.all():
                 fits &= same.all(axis=1)
-        for row in np.flatnonzero(start < max(map(len, self.fixed)) + 8).tolist():  # too near to the begin of the text
+        for row in np.flatnonzero(start < max(map(len, self.fixed)) + 8).tolist():  # no whole word is before their names
             fits[row] = all(text[b - len(f) : b].tobytes() == f for b, f in zip(begins[row], self.fixed, strict=True))
-            fits[row] &= closed[row, 0] - self.ahead[0] == start[row]
+        fits &= (closed[:, 0] - self.ahead[0] == start) & _end_with(words, end, self.end)
         if not (ordered := begins < stops).all():
             fits &= ordered.all(axis=1)
         return (rows, begins, stops) if fits.all() else (rows[fits], begins[fits], stops[fits])
@@ -295,6 +295,6 @@ def _at_a_glance(texts: pa.Array, kind: pa.DataType) -> Bools:
     known = digit[:-2].copy()
     known[first[signed]] = True
     if pa.types.is_floating(kind):
-        known[1:-1] |= (data[1:-1] == ord(".")) & digit[:-4] & digit[2:-2]
+        known |= data == ord(".")
     good[np.searchsorted(edges, np.flatnonzero(~known), "right") - 1] = False
     return good

@@ -176,9 +176,11 @@ class KafkaLog:
                     reading.position, damaged = batch.end, 0
                     yield batch
                     reading.moved = time.monotonic()  # the caller's time is not the broker's
-            except StreamUnreachable:
+            except StreamUnreachable as error:
                 self._consumer.drop()  # a client that met a dead path goes on waiting for it when it is good again
-                raise
+                if reading.place in str(error):
+                    raise
+                raise type(error)(f"Kafka at {self.bootstrap_servers}: no record of {reading.place}; {error}") from error
             except kafka_errors.CorruptRecordError as error:
                 damaged += 1
                 self._reading = None  # so that it is fetched again
