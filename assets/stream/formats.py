@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from assets.stream.batch import Batch
 from assets.stream.decode import Decoded
-from assets.stream.document import SchemaRefused
 from assets.stream.json_columns import JsonColumns
 from assets.stream.log import Topics
 from assets.stream.predictions import PREDICTION_SCHEMA
@@ -65,7 +64,6 @@ class ValueFormat:
 
     def columns(self) -> Columns:
         """Opens it, for one partition. Raises SchemaRefused for a schema the format cannot carry."""
-        _check_stored(self.schema)
         found: Columns = self._confluent(self.registry) if self.registry and self.values == "confluent" else self._json()
         if self.cloud_events:
             from assets.stream.cloud_events import CloudEventColumns
@@ -78,23 +76,19 @@ class ValueFormat:
         return found
 
     def _json(self) -> JsonColumns:
-        return JsonColumns(self.schema, (EVENT_ID,))
+        return JsonColumns(_storable(self.schema), (EVENT_ID,))
 
     def _confluent(self, registry: Registry) -> Columns:
         from assets.stream.confluent import ConfluentColumns
 
         needs_avro = any(check(field.type) for field in self.schema for check in _AVRO_ONLY)
-        return ConfluentColumns(self.schema, (EVENT_ID,), registry, json=None if needs_avro else self._json())
+        return ConfluentColumns(_storable(self.schema), (EVENT_ID,), registry, json=None if needs_avro else self._json())
 
 
-def _check_stored(schema: pa.Schema) -> None:
-    """What goes into a Parquet file must come out of it."""
-    for field in schema:
-        if field.nullable and pa.types.is_fixed_size_list(field.type) and field.name != EVENT_ID:
-            raise SchemaRefused(
-                f"field {field.name!r} is a nullable {field.type}: pyarrow writes a null among vectors of fixed size, and "
-                "cannot read it back; declare it nullable=False, or as a list without a size"
-            )
+def _storable(schema: pa.Schema) -> pa.Schema:
+    """pyarrow writes a null among vectors of fixed size, and cannot read it back: such a field is never null here."""
+    fields = [field.with_nullable(field.nullable and not pa.types.is_fixed_size_list(field.type)) for field in schema]
+    return pa.schema(fields)
 
 
 def schema_ids(columns: Any) -> Sequence[int]:
