@@ -17,7 +17,7 @@ from kafka.errors import CorruptRecordError
 from kafka.record import MemoryRecords
 
 from assets.stream import record_batches
-from assets.stream.batch import _varint
+from assets.stream.batch import varint
 from assets.stream.inflate import MAX_BYTES, Inflater
 from assets.stream.log import OffsetsGone
 from assets.stream.record_batches import decode, walk
@@ -191,15 +191,15 @@ def test_a_header_s_name_that_is_no_text_is_kept_readable_though_kafka_python_re
 
 def made_of(*numbers, tail=b"", claimed=0):
     """A record of these numbers after its length and attributes, all as varints."""
-    inside = b"\0" + b"".join(part if isinstance(part, bytes) else _varint(part) for part in numbers) + tail
-    return _varint(len(inside) + claimed) + inside
+    inside = b"\0" + b"".join(part if isinstance(part, bytes) else varint(part) for part in numbers) + tail
+    return varint(len(inside) + claimed) + inside
 
 
 GOOD = made_of(0, 0, 1, b"k", 1, b"v", 0)
 MALFORMED = {
     "too long a record": (made_of(0, 0, 1, b"k", 1, b"v", 0, claimed=1), "not as long as"),
     "too short a record": (made_of(0, 0, 1, b"k", 1, b"v", 0, tail=b"\0"), "ends before or behind its last part"),
-    "a negative length": (_varint(-5) + GOOD[1:], "not as long as|not what lies between"),
+    "a negative length": (varint(-5) + GOOD[1:], "not as long as|not what lies between"),
     "unknown attributes": (GOOD[:1] + b"\x80" + GOOD[2:], "attributes are unknown"),
     "an offset before the batch": (made_of(0, -1, 1, b"k", 1, b"v", 0), "an offset that is not in its batch"),
     "an offset behind the batch": (made_of(0, 1, 1, b"k", 1, b"v", 0), "an offset that is not in its batch"),

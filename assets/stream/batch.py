@@ -83,7 +83,7 @@ def pack(partition: int, begin: int, end: int, records: Sequence[Record]) -> Bat
         spans[4:, index] = len(data), len(record.headers)
         for name, value in record.headers:
             text = name.encode()
-            data += _varint(len(text)) + text + _varint(NULL if value is None else len(value)) + (value or b"")
+            data += varint(len(text)) + text + varint(NULL if value is None else len(value)) + (value or b"")
         framing = b"%d %d %d " % (record.timestamp, spans[1, index], spans[3, index])
         marks[index] = record.offset, record.offset, zlib.crc32(data[first:], zlib.crc32(framing))
     return Batch(
@@ -111,7 +111,7 @@ def headers_at(data: bytes, start: int, count: int) -> tuple[Header, ...]:
     return tuple(found)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """Zigzag, seven bits a byte, the lowest first: Kafka's and Avro's integers."""
     rest, out = (number << 1) ^ (number >> 63), bytearray()
     while rest > 0x7F:

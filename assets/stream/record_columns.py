@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assets.stream.batch import NULL, Ints, read_varint
+from assets.stream.cursor import TOO_LONG, varints
 
 Bools = npt.NDArray[np.bool_]
 
@@ -22,19 +23,6 @@ PAD = bytes(64)  # must follow the last record, so that eight bytes may be read 
 _LANES = 24  # from so many lanes on, a step of numpy along all of them is faster than as many steps of Python
 _FEW = 32  # the same for headers
 _LONG = 4096  # bytes a record; longer ones have lengths of three bytes, which are followed one by one
-
-_TOP = np.uint64(0x8080808080808080)
-_ONE, _SEVEN = np.uint64(1), np.uint64(7)
-# Seven-bit groups of eight bytes, closed up in three steps: (what stays, what moves down, by how much).
-_CLOSE_UP = tuple(
-    (np.uint64(stay), np.uint64(move), np.uint64(by))
-    for stay, move, by in (
-        (0x007F007F007F007F, 0x7F007F007F007F00, 1),
-        (0x00003FFF00003FFF, 0x3FFF00003FFF0000, 2),
-        (0x000000000FFFFFFF, 0x0FFFFFFF00000000, 4),
-    )
-)
-
 
 # What the number is that begins with two given bytes, and how many of them it takes; 0 when it takes more than two.
 _SECOND, _FIRST = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
@@ -102,8 +90,6 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.bytes = np.frombuffer(data, dtype=np.uint8)
-        # Eight bytes from any position. As "V8", not "<u8": numpy would first copy the whole of a misaligned array.
-        self._eights = np.ndarray(max(len(data) - 7, 0), dtype="V8", buffer=data, strides=(1,))
         self._pairs = np.ndarray(max(len(data) - 1, 0), dtype="V2", buffer=data, strides=(1,))
 
     def varints(self, at: Ints) -> tuple[Ints, Ints]:
@@ -116,20 +102,8 @@ class _Reader:
         width = _WIDTHS[pair]
         if width.all():
             return _NUMBERS[pair], at + width
-        word = self._eights[at].view("<u8")
-        ends = ~word & _TOP  # the highest bit of the last byte is 0, of the others 1
-        mask = ends ^ (ends - _ONE)  # everything up to the lowest bit set
-        width = np.bitwise_count(mask).astype(np.int64) >> 3
-        word = word & mask
-        for stay, move, by in _CLOSE_UP:
-            word = (word & stay) | ((word & move) >> by)
-        numbers = ((word >> _ONE) ^ -(word & _ONE)).view(np.int64)
-        for index in np.flatnonzero(ends == 0):  # more than eight bytes: time stamps of a strange clock
-            try:
-                numbers[index], behind = read_varint(self._data, int(at[index]))
-            except ValueError as error:
-                raise Malformed(str(error), record=int(index)) from None
-            width[index] = behind - at[index]
+        numbers, width, broken = varints(self.bytes, at)
+        check(~broken, TOO_LONG)
         return numbers, at + width
 
     def behind_headers(self, at: Ints, count: Ints, ends: Ints) -> Ints:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from assets.stream.batch import varint
 from assets.stream.kafka import KafkaLog
 from assets.stream.log import Outgoing
 from tests.benchmarks.peers import FIELDS, SCHEMA_ID
@@ -83,19 +84,9 @@ def as_avro(row: tuple[Any, ...]) -> bytes:
             out.append(value)
         elif kind == "string":
             text = value.encode()
-            out += _long(len(text)) + text
+            out += varint(len(text)) + text
         else:
-            out += _long(value)
-    return bytes(out)
-
-
-def _long(number: int) -> bytes:
-    """Zigzag, seven bits a byte, the lowest first (Avro 1.12, binary encoding)."""
-    rest, out = (number << 1) ^ (number >> 63), bytearray()
-    while rest > 0x7F:
-        out.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    out.append(rest)
+            out += varint(value)
     return bytes(out)
 
 
