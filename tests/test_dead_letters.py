@@ -11,7 +11,8 @@ import pytest
 from assets.stream.log import MAX_RECORD_BYTES, Outgoing, Record, StreamUnreachable
 from assets.windows import store
 from assets.windows.dead_letters import MESSAGE_CHARACTERS, PUBLISHED, publish_dead_letters, publish_once
-from assets.windows.seal import REJECT_SCHEMA, SealedFile, SealedWindow
+from assets.windows.part import REJECT_SCHEMA
+from assets.windows.seal import SealedFile, SealedWindow
 from tests.windows import NOW, Stream, at, event, label, new_topics
 
 BAD = [  # as in a stream of events: what is wrong with a value, and its key

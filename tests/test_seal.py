@@ -15,11 +15,11 @@ from assets.stream.embedded import EmbeddedLog
 from assets.stream.log import IdentityChanged, OffsetsGone, Outgoing
 from assets.windows import store
 from assets.windows.clock import NotDue
+from assets.windows.part import TooManyRejects
+from assets.windows.proof import SealIncomplete
 from assets.windows.seal import (
     SealDiffers,
     SealedWindow,
-    SealIncomplete,
-    TooManyRejects,
     find_sealed,
     read_sealed,
     verify_sealed,

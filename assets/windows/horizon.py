@@ -64,7 +64,7 @@ class Horizon:
             sealed = self._sealed_window(number)
             span = sealed.arrived[topic]
             if span is not None and (number == self.number or span[1] >= since):
-                files = _files(sealed, topic)
+                files = sealed.files_of(topic)
                 partitions = np.array([file.partition for file in files], dtype=np.int64)
                 ends = np.cumsum([file.rows for file in files], dtype=np.int64)
                 found.append(Part(number, span, partial(self._columns, number, topic), partitions, ends))
@@ -80,13 +80,13 @@ class Horizon:
             first = begin
             begin = int(np.searchsorted(windows, number, side="right"))
             sealed = self._sealed_window(number)
-            files = _files(sealed, topic)
+            files = sealed.files_of(topic)
             ends = np.cumsum([file.rows for file in files])
             cuts = first + np.searchsorted(rows[first:begin], [0, *ends])
             for file, end, low, high in zip(files, ends.tolist(), cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
                 if low < high:
                     tables.append(_picked(self._root, file, rows[low:high] - (end - file.rows), without))
-        return pa.concat_tables(tables or [_nothing(self._root, _files(self._sealed, topic)[0], without)])
+        return pa.concat_tables(tables or [_nothing(self._root, self._sealed.files_of(topic)[0], without)])
 
     def dealt_with(self, hashes: Hashes) -> Bools:
         """Which of the ids with these hashes were in the examples of an earlier window, (n,)."""
@@ -118,7 +118,7 @@ class Horizon:
 
     def _own(self, topic: str) -> tuple[pa.DataType, Columns]:
         """The type of the ids, and the columns of this window's own rows: the one time they are read for their ids."""
-        files, columns = _files(self._sealed, topic), [EVENT_ID, "_timestamp"]
+        files, columns = self._sealed.files_of(topic), [EVENT_ID, "_timestamp"]
         table = pa.concat_tables(_open(self._root, file).read(columns, use_threads=False) for file in files)
         at = table["_timestamp"].cast(pa.int64()).to_numpy()
         return table.schema.field(EVENT_ID).type, (self._hash(table[EVENT_ID]), at)
@@ -136,13 +136,6 @@ def _check_turn(history: History, policy: WindowPolicy, window: str) -> None:
             raise NotDue(f"examples of window {window} wait for window {name} to be sealed")
     if len(waiting) > 1:
         raise NotDue(f"examples of window {window} wait for those of window {waiting[1]}")
-
-
-def _files(sealed: SealedWindow, topic: str) -> list[SealedFile]:
-    files = [file for file in sealed.files if file.topic == topic]
-    if not files:
-        raise KeyError(f"window {sealed.window} has no topic {topic!r}: its topics are {', '.join(sealed.rows)}")
-    return files
 
 
 def _payload_names(schema: pa.Schema, without: tuple[str, ...]) -> list[str]:

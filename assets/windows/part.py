@@ -19,7 +19,7 @@ from assets.stream.formats import ValueFormat, schema_ids
 from assets.stream.log import EventLog
 from assets.stream.spans import MILLISECONDS
 from assets.windows import store
-from assets.windows.proof import Proof, pieces
+from assets.windows.proof import Proof
 
 REASONS_SHOWN = 3
 REJECTS_IN_MEMORY = 10_000  # of one part, before it is asked whether the window can be sealed at all
@@ -84,30 +84,23 @@ def seal_part(log: EventLog, job: PartJob, on_progress: Callable[[int], None] = 
     columns = job.format.columns()
     proof = Proof(job.topic, job.partition, job.start, job.end)
     poison: list[pa.Table] = []
-    rejected, low, high = 0, None, None
+    rejected, stamps = 0, list[int]()
     with store.RowGroups(job.file, columns.schema) as rows:
-        for begin, end, there in pieces(job.start, job.end, job.gaps):
-            if not there:
-                proof.skip(begin, end)
-                continue
-            for batch in log.read(job.topic, job.partition, begin, end):
-                proof.add(batch)
-                decoded = columns.decode(batch)
-                rows.add(decoded.table)
-                if decoded.rejects:
-                    poison.append(_rejects(job.topic, decoded.rejects))
-                    rejected += len(decoded.rejects)
-                    _check_few(job, rejected, poison)
-                if decoded.table.num_rows:
-                    span = pc.min_max(decoded.table["_timestamp"].cast(pa.int64())).as_py()
-                    low = span["min"] if low is None else min(low, span["min"])
-                    high = span["max"] if high is None else max(high, span["max"])
-                on_progress(batch.end)
+        for batch in proof.read(log, job.gaps):
+            decoded = columns.decode(batch)
+            rows.add(decoded.table)
+            if decoded.rejects:
+                poison.append(_rejects(job.topic, decoded.rejects))
+                rejected += len(decoded.rejects)
+                _check_few(job, rejected, poison)
+            if decoded.table.num_rows:
+                span = pc.min_max(decoded.table["_timestamp"].cast(pa.int64())).as_py()
+                stamps += (span["min"], span["max"])
+            on_progress(batch.end)
         fingerprint = proof.fingerprint()
-    lost = sum(end - begin for begin, end, there in pieces(job.start, job.end, job.gaps) if not there)
     return SealedPart(
-        job.topic, job.partition, rows.sha256, rows.rows, job.end - job.start - lost - proof.records,
-        None if low is None or high is None else (low, high),
+        job.topic, job.partition, rows.sha256, rows.rows, job.end - job.start - proof.skipped - proof.records,
+        (min(stamps), max(stamps)) if stamps else None,
         pa.concat_tables(poison) if poison else REJECT_SCHEMA.empty_table(),
         tuple(schema_ids(columns)), fingerprint,
     )  # fmt: skip

@@ -5,16 +5,18 @@ of order. Fingerprint: sha256 over (first offset, last offset, checksum) of ever
 truncated and written again, or restored from another copy, cannot repeat. Kafka's checksum of a record batch covers
 neither offsets nor leader epoch, so a change of leader leaves the fingerprint as it is.
 
-It does not read and does not decode: it looks at what passes.
+It does not decode, and does not know what becomes of the records.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from assets.stream.batch import Batch
+from assets.stream.log import EventLog
 
 
 class SealIncomplete(Exception):
@@ -22,19 +24,30 @@ class SealIncomplete(Exception):
 
 
 class Proof:
-    """Of one partition's range [start, end), `topic` for messages; pass every batch through `add`, then `fingerprint`."""
+    """Of one partition's range [start, end): `read` it to its end, or pass every batch through `add`; then `fingerprint`."""
 
     def __init__(self, topic: str, partition: int, start: int, end: int) -> None:
-        self._place = f"{topic!r} partition {partition}"
+        self._place, self._topic, self._start = f"{topic!r} partition {partition}", topic, start
         self._partition, self._position, self._end = partition, start, end
         self._digest, self._kind = hashlib.sha256(), ""
         self._last = -1
-        self.records = 0
+        self.records = self.skipped = 0
+
+    def read(self, log: EventLog, gaps: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """The batches of the range without the accepted gaps, each proved. Raises SealIncomplete, and as EventLog.read."""
+        for begin, end, there in pieces(self._start, self._end, tuple(gaps)):
+            if not there:
+                self.skip(begin, end)
+                continue
+            for batch in log.read(self._topic, self._partition, begin, end):
+                self.add(batch)
+                yield batch
 
     def skip(self, start: int, end: int) -> None:
         """An accepted gap: nothing is read of [start, end), and nothing is proved of it."""
         self._reach(start)
         self._position = end
+        self.skipped += end - start
         self._digest.update(b"gap %d %d" % (start, end))
 
     def add(self, batch: Batch) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from assets.stream.formats import EVENT_ID, ValueFormat
+from assets.stream.formats import ValueFormat
 from assets.stream.log import EventLog, OffsetsGone, StreamUnreachable, TopicBounds
 from assets.windows import store
 from assets.windows.clock import NotDue
@@ -27,24 +27,7 @@ from assets.windows.cut import Cut, check_identity, find_cut, rewritten
 from assets.windows.gap import accepted_gaps
 from assets.windows.history import SEALED, History
 from assets.windows.part import CURE, REJECT_SCHEMA, PartJob, SealedPart, TooManyRejects, reasons
-from assets.windows.proof import SealIncomplete
 from security.journal import Conflict
-
-__all__ = [
-    "EVENT_ID",
-    "REJECT_SCHEMA",
-    "SealDiffers",
-    "SealIncomplete",
-    "SealPolicy",
-    "SealedFile",
-    "SealedWindow",
-    "TooManyRejects",
-    "accepted",
-    "find_sealed",
-    "read_sealed",
-    "seal",
-    "verify_sealed",
-]
 
 Gaps = Mapping[tuple[str, int], list[tuple[int, int]]]
 
@@ -143,6 +126,13 @@ class SealedWindow:
             schema_ids=body.get("schema_ids", {}),
         )
 
+    def files_of(self, topic: str) -> list[SealedFile]:
+        """The files of one topic, by partition. Raises KeyError with the topics there are."""
+        files = [file for file in self.files if file.topic == topic]
+        if not files:
+            raise KeyError(f"window {self.window} has no topic {topic!r}: its topics are {', '.join(self.rows)}")
+        return files
+
     def all_files(self) -> list[SealedFile]:
         """Every file of the window, the reject file included."""
         return [*self.files, *([self.rejects_file] if self.rejects_file else [])]
@@ -219,9 +209,7 @@ def verify_sealed(root: Path, sealed: SealedWindow) -> None:
 
 def read_sealed(root: Path, sealed: SealedWindow, topic: str, columns: list[str] | None = None) -> pa.Table:
     """The rows of one topic, by partition and offset: the envelope columns, then the schema's. Raises StoreDamaged."""
-    files = [file for file in sealed.files if file.topic == topic]
-    if not files:
-        raise KeyError(f"window {sealed.window} has no topic {topic!r}: its topics are {', '.join(sealed.rows)}")
+    files = sealed.files_of(topic)
     return pa.concat_tables(store.table(store.get(root, file.path, file.sha256), columns) for file in files)
 
 
@@ -320,9 +308,8 @@ def _jobs(
         offsets = sum(end - start for start, end in topic.partitions.values())
         most = policy.max_reject_share * offsets
         for part, (start, end) in topic.partitions.items():
-            holes = tuple((max(low, start), min(high, end)) for low, high in gaps.get((name, part), ()) if low < end)
-            file = attempt / f"{number}-{part}"
-            jobs.append(PartJob(name, part, start, end, tuple(h for h in holes if h[0] < h[1]), formats[name], file, most))
+            holes, file = tuple(gaps.get((name, part), ())), attempt / f"{number}-{part}"
+            jobs.append(PartJob(name, part, start, end, holes, formats[name], file, most))
     return jobs
 
 

@@ -21,7 +21,7 @@ from assets.windows.clock import NotDue
 from assets.windows.cut import Cut, check_identity, find_cut
 from assets.windows.history import History
 from assets.windows.join import find_examples
-from assets.windows.proof import Proof, SealIncomplete, pieces
+from assets.windows.proof import Proof, SealIncomplete
 from assets.windows.seal import Gaps, SealedFile, SealedWindow, SealPolicy, accepted, find_sealed, make_window
 
 # "gone": the log does not hold these offsets any more, so that nothing can be said. "unlike": sealed by another path or
@@ -76,12 +76,8 @@ def _fingerprint(log: EventLog, decided: Cut, file: SealedFile, gaps: Gaps) -> F
     place = f"{topic} partition {part} [{start}, {end})"
     proof = Proof(topic, part, start, end)
     try:
-        for low, high, there in pieces(start, end, tuple(gaps.get((topic, part), ()))):
-            if not there:
-                proof.skip(low, high)
-                continue
-            for batch in log.read(topic, part, low, high):
-                proof.add(batch)
+        for _ in proof.read(log, gaps.get((topic, part), ())):
+            pass
         found = proof.fingerprint()
     except OffsetsGone as gone:
         earliest = log.bounds(topic, decided.end).partitions[part].earliest
