@@ -20,7 +20,7 @@ from assets.stream.avro_walk import skip
 from assets.stream.batch import Batch, Ints
 from assets.stream.cursor import Cursor, padded
 from assets.stream.decode import ENVELOPE, Decoded, Rejected
-from assets.stream.document import SchemaRefused, shown
+from assets.stream.document import SchemaRefused, required_of, shown
 from assets.stream.spans import envelope
 
 ROWS_AT_ONCE = 8_192
@@ -102,20 +102,14 @@ class AvroColumns:
 
 def payload_of(schema: pa.Schema, required: Sequence[str]) -> pa.Schema:
     """The schema with the required fields never null. Raises SchemaRefused for what no Avro record can carry."""
-    for name in required:
-        if name not in schema.names:
-            raise SchemaRefused(f"the schema has no field {name!r} (it has {', '.join(schema.names)}): add it")
-    if len({*schema.names}) != len(schema.names):
-        raise SchemaRefused(f"the schema has a field twice: {', '.join(schema.names)}")
-    for field in schema:
-        if field.name.startswith("_"):
-            raise SchemaRefused(f"field {field.name!r}: names with a leading underscore are Headgate's own; rename it")
+    payload = required_of(schema, required)
+    for field in payload:
         if word(field.type) is None:
             raise SchemaRefused(
                 f"field {field.name!r} has type {field.type}, which an Avro record cannot carry here: use string, binary, "
                 "bool, an integer, float32, float64, timestamp, date32, or a list of float32 or float64"
             )
-    return pa.schema([field.with_nullable(field.nullable and field.name not in required) for field in schema])
+    return payload
 
 
 def _step(name: str, kind: Kind, payload: pa.Schema) -> Callable[[Cursor], pa.Array | None]:

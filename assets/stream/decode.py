@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.stream.document import Poison, SchemaRefused, document, is_float, reader, shown
+from assets.stream.document import Poison, SchemaRefused, document, is_float, reader, required_of, shown
 from assets.stream.log import Record
 from assets.stream.spans import MILLISECONDS
 
@@ -52,16 +52,9 @@ class Decoder:
     """Decodes records of one topic. `required`: fields that are never null, whatever the schema says of them."""
 
     def __init__(self, schema: pa.Schema, required: Sequence[str] = ()) -> None:
-        for name in required:
-            if name not in schema.names:
-                raise SchemaRefused(f"the schema has no field {name!r} (it has {', '.join(schema.names)}): add it")
-        self.schema = pa.schema(
-            [field.with_nullable(field.nullable and field.name not in required) for field in schema]
-        )
+        self.schema = required_of(schema, required)
         self._fields = [(field.name, reader(field)) for field in self.schema]
         self._names = frozenset(self.schema.names)
-        if len(self._names) != len(self._fields):
-            raise SchemaRefused(f"the schema has a field twice: {', '.join(self.schema.names)}")
 
     def decode(self, records: Iterable[Record]) -> Decoded:
         """Raises nothing about the content of a record: what does not fit is in `rejects`."""

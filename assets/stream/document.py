@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -49,13 +49,24 @@ def document(value: bytes) -> dict[str, Any]:
     return found
 
 
+def required_of(schema: pa.Schema, required: Sequence[str]) -> pa.Schema:
+    """The schema with the required fields never null. Raises SchemaRefused for names that no format can keep apart."""
+    for name in required:
+        if name not in schema.names:
+            raise SchemaRefused(f"the schema has no field {name!r} (it has {', '.join(schema.names)}): add it")
+    if len({*schema.names}) != len(schema.names):
+        raise SchemaRefused(f"the schema has a field twice: {', '.join(schema.names)}")
+    for name in schema.names:
+        if name.startswith("_"):
+            raise SchemaRefused(f"field {name!r}: names with a leading underscore are Headgate's own; rename it")
+    return pa.schema([field.with_nullable(field.nullable and field.name not in required) for field in schema])
+
+
 def reader(field: pa.Field) -> Convert:
     """What turns the JSON value of a field into the value of its column (None = null), or raises Poison.
 
     Raises SchemaRefused for a field that no JSON record can carry.
     """
-    if field.name.startswith("_"):
-        raise SchemaRefused(f"field {field.name!r}: names with a leading underscore are Headgate's own; rename it")
     convert = _reader_of(field.type)
     if convert is None:
         raise SchemaRefused(

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from assets.stream.batch import Ints
 from assets.stream.decode import floats
 from assets.stream.document import is_float, largest
+from assets.stream.spans import not_utf8
 
 Bools = npt.NDArray[np.bool_]
 Convert = Callable[[pa.Array], tuple[pa.Array, Bools | None]]  # None = all rows are surely right
@@ -89,16 +90,8 @@ def _texts(raw: pa.Array) -> tuple[pa.Array, Bools | None]:
     try:
         raw.validate(full=True)
     except pa.ArrowInvalid:
-        return raw, np.array([_is_utf8(value) for value in raw.cast(pa.binary()).to_pylist()])
+        return raw, np.array([not_utf8(value or b"") is None for value in raw.cast(pa.binary()).to_pylist()])
     return raw, None
-
-
-def _is_utf8(value: bytes | None) -> bool:
-    try:
-        (value or b"").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _integers(kind: pa.DataType, raw: pa.Array) -> tuple[pa.Array, Bools | None]:
