@@ -42,8 +42,9 @@ def binary(data: bytes | npt.NDArray[np.uint8], starts: Ints, lengths: Ints) -> 
     """The n spans as a binary array, in whatever order they are; length NULL = null."""
     absent = lengths == NULL
     if absent.any():
-        starts = np.maximum.accumulate(np.where(absent, 0, starts))
         lengths = np.where(absent, 0, lengths)
+        before = np.maximum.accumulate(np.where(absent, 0, starts + lengths))  # where an absent one is, between its neighbours
+        starts = np.where(absent, before, starts)
     if (starts[1:] < starts[:-1] + lengths[:-1]).any() or len(data) > LARGEST:
         raw = bytes(data)
         pairs = zip(starts.tolist(), lengths.tolist(), absent.tolist(), strict=True)
