@@ -58,8 +58,8 @@ _JVM = (
     "--enable-native-access=ALL-UNNAMED",
 )
 
-_L4J = "log4j2.properties"
-_LOG4J = """status=error
+LOG4J_FILE = "log4j2.properties"
+LOG4J = """status=error
 rootLogger.level=warn
 rootLogger.appenderRef.out.ref=out
 appender.out.type=Console
@@ -187,13 +187,13 @@ class LocalBroker:
         except broker_jars.JarsMissing as error:
             raise BrokerFailed(str(error)) from error
         # Relative to the folder, in which Java runs: Java's property files and URLs would garble a blank or an umlaut.
-        places = {"kafka.logs.dir": ".", "log4j2.configurationFile": _L4J, "java.io.tmpdir": "tmp"}
+        places = {"kafka.logs.dir": ".", "log4j2.configurationFile": LOG4J_FILE, "java.io.tmpdir": "tmp"}
         return [str(java.absolute()), *_JVM, *(f"-D{name}={path}" for name, path in places.items()), "-cp", jars]
 
     def _spawn(self, folder: Path, java: list[str], ports: tuple[int, int], lock: int) -> None:
         port, controller = ports
         settings, log = "server.properties", folder / "kafka.log"
-        (folder / _L4J).write_text(_LOG4J)
+        (folder / LOG4J_FILE).write_text(LOG4J)
         (folder / settings).write_text(_SERVER.format(port=port, controller=controller))
         if log.exists():
             log.replace(folder / "kafka.log.1")

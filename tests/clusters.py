@@ -44,20 +44,13 @@ from kafka.admin import (
 from kafka.errors import KafkaError
 
 from pipelines import broker_jars, broker_watch
+from pipelines.broker import LOG4J, LOG4J_FILE
 from pipelines.broker_folder import free_port
 from tests.certificates import DAY, Authority, Signed
 from tests.streams import JARS
 
 SECONDS = 60.0  # for anything that must happen; a node starts in about four on an idle core
 _JVM = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:ActiveProcessorCount=2")
-_LOG4J = """status=error
-rootLogger.level=warn
-rootLogger.appenderRef.out.ref=out
-appender.out.type=Console
-appender.out.name=out
-appender.out.layout.type=PatternLayout
-appender.out.layout.pattern=%d %p %c %m%n
-"""
 # The short session moves a dead node's leaders after 3 s instead of 9.
 _COMMON = {
     "process.roles": "broker,controller", "controller.listener.names": "CONTROLLER", "log.dirs": "data",
@@ -77,7 +70,7 @@ class Node:
         self.folder, self._process = folder, None
         text = "".join(f"{name}={value}\n" for name, value in {**_COMMON, **properties}.items())
         (folder / "server.properties").write_text(text)
-        (folder / "log4j2.properties").write_text(_LOG4J)
+        (folder / LOG4J_FILE).write_text(LOG4J)
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", "server.properties"]
         self._format = self._run([*_java(), *tool, *format_options])
 

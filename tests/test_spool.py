@@ -5,20 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipelines.gateway import spool as spools
 from pipelines.gateway.spool import Spool, SpoolDamaged
+from tests.disks import files_no_larger_than
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL, HEAD, ROW, IN_SEGMENT = 4096, 16, 55, 9  # bytes; a segment has 512, so this spool takes 72 rows
@@ -150,16 +148,6 @@ def test_a_full_spool_keeps_what_came_first_counts_nothing_it_has_not_and_takes_
     assert rows(spool) == taken
     spool.mend()
     assert spool.fault == "" and put(spool, 200) and rows(spool) == [200]
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, kept[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
 
 
 def test_a_disk_that_takes_only_a_part_of_a_row_loses_no_other_row(tmp_path):

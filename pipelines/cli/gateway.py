@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pipelines.connection import Connection
     from pipelines.gateway.server import Gateway
 
-BROKER = Path("var/broker")
 SPOOL = Path("var/spool")
 
 
@@ -89,6 +88,7 @@ def _open_log(connection: Connection) -> EventLog:
     """The log that is configured; a gateway never starts a broker of its own, whose data nobody else would read."""
     from pipelines.broker import open_log
     from pipelines.broker_folder import running
+    from pipelines.opening import BROKER
 
     servers = connection.servers or running(BROKER, wait=2.0)
     if not servers:

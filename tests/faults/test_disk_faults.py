@@ -8,7 +8,6 @@ rename is in test_window_faults.py, the gateway's spool on a full disk in test_s
 from __future__ import annotations
 
 import errno
-import resource
 import shutil
 import subprocess
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from assets.windows import store
 from assets.windows.join import find_examples
 from assets.windows.seal import find_sealed
 from security.journal import JournalUnreachable
+from tests.disks import files_no_larger_than
 from tests.faults.undisturbed import HOURS, Undisturbed, fill, left_over
 from tests.windows import Stream, new_topics
 
@@ -69,17 +69,6 @@ def filled_up(disk: Path, space: int):
         ballast.unlink()
 
 
-@contextmanager
-def limited(size: int):
-    """No file may grow beyond so many bytes; Python ignores the signal, so a write fails with EFBIG."""
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, kept[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
-
-
 def check_stopped(world: Undisturbed, stream: Stream) -> None:
     """Nothing is half: what is journalled has its files, and no file is another than it will be in the end."""
     made = stream.hashes()
@@ -124,7 +113,7 @@ def test_a_limit_on_the_size_of_a_file_stops_the_run_by_name_and_without_it_the_
     stopped, size = [], 0
     while not stopped or stopped[-1]:
         stream = world.another(tmp_path / f"{size}")
-        with limited(size):
+        with files_no_larger_than(size):
             stopped.append(run(stream))
         check_stopped(world, stream)
         world.check(stream)
