@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ Words = npt.NDArray[np.uint64]  # eight bytes of the text from each of its bytes
 
 _SPACE = rb"[ \t\r\n]*"
 _NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?$"
+
+_BIT = np.zeros(256, dtype=np.int64)  # which bit a byte has, if it has one
+_BIT[1 << np.arange(8)] = np.arange(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,7 @@ class Shape:
         rows, begins, stops = self._places(text, words, edges)
         sure = np.ones(len(rows), dtype=np.bool_)
         columns = {}
-        for kind in {field.type for field in self.raw}:  # fields of one type at once: a call costs as much as many values
-            same = [number for number, name in enumerate(self.names) if self.raw.field(name).type == kind]
+        for kind, same in self._together():
             cells = _Cells(text, words, begins[:, same].reshape(-1), stops[:, same].reshape(-1))
             values, right = _values(cells, kind, self.comma)
             if not right.all():
@@ -71,6 +74,14 @@ class Shape:
                 columns[self.names[number]] = _every(values, place, len(same))
         table = pa.Table.from_arrays([columns[name] for name in self.raw.names], schema=self.raw)
         return (rows, table) if sure.all() else (rows[sure], table.filter(pa.array(sure)))
+
+    def _together(self) -> list[tuple[pa.DataType, list[int]]]:
+        """Fields that are read at once: a call costs as much as many values, but texts cost more to part again."""
+        found: dict[Any, list[int]] = {}
+        for number, name in enumerate(self.names):
+            kind = self.raw.field(name).type
+            found.setdefault(kind if pa.types.is_primitive(kind) else number, []).append(number)
+        return [(self.raw.field(self.names[same[0]]).type, same) for same in found.values()]
 
     @property
     def comma(self) -> str:
@@ -86,8 +97,10 @@ class Shape:
         stops[:, -1] = end - len(self.end)
         fits = np.ones(len(rows), dtype=np.bool_)
         for wanted in self._wanted():
-            found = words[np.clip(closed[:, wanted.fields] + wanted.offset, 0, len(words) - 1)]
-            same = found & wanted.mask == wanted.bits
+            places = closed[:, wanted.fields] + wanted.offset
+            if len(places) and (places[0].min() < 0 or places[-1].max() >= len(words)):
+                np.clip(places, 0, len(words) - 1, out=places)
+            same = words[places] & wanted.mask == wanted.bits
             if not same.all():
                 fits &= same.all(axis=1)
         for row in np.flatnonzero(start < max(map(len, self.fixed)) + 8).tolist():  # no whole word is before their names
@@ -146,7 +159,7 @@ def shape_of(value: bytes, raw: pa.Schema) -> Shape | None:
 def _names_closed(text: Bytes, edges: Ints, fields: int) -> tuple[Ints, Ints]:
     """Rows with as many `":` as there are fields, m, and where those are, (m, fields)."""
     part = text[edges[0] : edges[-1]]
-    found = np.flatnonzero((part[:-1] == ord('"')) & (part[1:] == ord(":"))) + edges[0]
+    found = _marked((part[:-1] == ord('"')) & (part[1:] == ord(":"))) + edges[0]
     if len(found) == (len(edges) - 1) * fields:
         closed = found.reshape(-1, fields)
         if (closed[:, 0] >= edges[:-1]).all() and (closed[:, -1] < edges[1:]).all():
@@ -154,6 +167,16 @@ def _names_closed(text: Bytes, edges: Ints, fields: int) -> tuple[Ints, Ints]:
     counted = np.searchsorted(found, edges)
     rows = np.flatnonzero(np.diff(counted) == fields)
     return rows, found[counted[rows][:, None] + np.arange(fields)]
+
+
+def _marked(few: Bools) -> Ints:
+    """numpy.flatnonzero, a quarter faster where one in ten is true: it looks at eight at once."""
+    packed = np.packbits(few, bitorder="little")
+    eights = np.flatnonzero(packed != 0)
+    bits = packed[eights]
+    if (bits & (bits - np.uint8(1))).any():  # two in one
+        return np.flatnonzero(few)
+    return eights * 8 + _BIT.take(bits)
 
 
 def _end_with(words: Words, ends: Ints, wanted: bytes) -> Bools:
@@ -193,7 +216,6 @@ class _Cells:
 
 def _values(cells: _Cells, kind: pa.DataType, comma: str) -> tuple[pa.Array, Bools]:
     """The values, null where the text says so, and of which that is sure."""
-    null = cells.are(b"null")
     if pa.types.is_string(kind):
         wanted = cells.between('"', '"')
         column, right = _strings(cells.inside(wanted, 1))
@@ -205,9 +227,10 @@ def _values(cells: _Cells, kind: pa.DataType, comma: str) -> tuple[pa.Array, Boo
         wanted = cells.between("[", "]")
         column, right = _lists(cells.inside(wanted, 1), kind, comma)
     else:
-        wanted = ~null
+        wanted = np.ones(len(cells.begin), dtype=np.bool_)
         column, right = _numbers(cells.inside(wanted), kind)
-    return column, (right & wanted) | null
+    sure = right & wanted
+    return column, sure if sure.all() else sure | cells.are(b"null")
 
 
 def _every(values: pa.Array, place: int, step: int) -> pa.Array:
@@ -284,17 +307,17 @@ def _at_a_glance(texts: pa.Array, kind: pa.DataType) -> Bools:
     exponents.
     """
     data, edges = _bytes_of(texts)
-    if not len(data):
-        return np.zeros(len(texts), dtype=np.bool_)
-    digit = np.append(data - np.uint8(ord("0")) < 10, (False, False))
-    first, last = np.minimum(edges[:-1], len(data) - 1), edges[1:] - 1
+    data = np.append(data, np.zeros(2, np.uint8))  # so that an empty text at the end has a byte behind it, and that one too
+    digit = data - np.uint8(ord("0")) < 10
+    first, last = edges[:-1], edges[1:] - 1
     signed = (data[first] == ord("-")) & (not pa.types.is_unsigned_integer(kind))
     lead = first + signed
-    good = (edges[1:] > edges[:-1]) & (lead <= last) & digit[lead] & digit[last]
-    good &= (lead == last) | ~digit[lead + 1] | (data[np.minimum(lead, len(data) - 1)] != ord("0"))
+    good = (lead <= last) & digit[lead] & digit[last]
+    zeros = np.flatnonzero(data[lead] == ord("0"))
+    good[zeros] &= (lead[zeros] == last[zeros]) | ~digit[lead[zeros] + 1]
     known = digit[:-2].copy()
     known[first[signed]] = True
     if pa.types.is_floating(kind):
-        known |= data == ord(".")
+        known |= data[:-2] == ord(".")
     good[np.searchsorted(edges, np.flatnonzero(~known), "right") - 1] = False
     return good
