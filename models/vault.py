@@ -7,12 +7,12 @@ It knows neither versions nor watermarks.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from security import disk
 
 
 class VaultDamaged(Exception):
@@ -25,18 +25,7 @@ def write_vault(path: Path, tensors: Mapping[str, np.ndarray]) -> str:
 
     payload = save({name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())})
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).chmod(0o400)
-    Path(temporary).replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the journal is about to promise that the file is there
-    finally:
-        os.close(folder)
+    disk.put(path, payload, mode=0o400)  # flushed: the journal is about to promise that the file is there
     return hashlib.sha256(payload).hexdigest()
 
 

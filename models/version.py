@@ -26,6 +26,7 @@ import numpy as np
 from models import tensorfile
 from models.config import AdapterConfig
 from security import manifest as manifests
+from security.disk import settle
 from security.journal import stamp, unstamp
 
 SCHEMA = "headgate/version/1"
@@ -184,11 +185,7 @@ def _publish(directory: Path, name: str, files: Mapping[str, bytes]) -> None:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    folder = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    settle(directory)
 
 
 def _read_all(directory: Path) -> dict[str, bytes]:

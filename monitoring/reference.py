@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from security import disk
 
 FeatureKind = Literal["numeric", "categorical"]
 Floats = NDArray[np.float64]
@@ -130,13 +131,7 @@ class Reference:
         }
         packed = io.BytesIO()
         np.savez_compressed(packed, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(packed.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        disk.put(path, packed.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Reference:

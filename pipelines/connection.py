@@ -79,13 +79,33 @@ class _Access:
 
 def connection_of(stream: Stream, now: datetime) -> Connection:
     """What clients need to reach the cluster; reads the files that are named. Raises UnusableConnection."""
-    found: Mapping[str, Any] = {}
-    if stream.client_properties:
-        read = read_client_properties(Path(stream.client_properties))
-        found = read.values
-        logger.debug("%s: ignored %s", stream.client_properties, ", ".join(read.ignored) or "nothing")
+    found = _from_java(stream)
     access = _access(stream, found)
-    warnings = _check(access) + registry_warnings(stream)
+    try:
+        warnings = _check(access) + registry_warnings(stream)
+        return Connection(access.bootstrap_servers, _client(access, now), warnings)
+    except UnusableConnection as error:
+        if not found:
+            raise
+        raise UnusableConnection(f"{error} ({stream.client_properties} sets {', '.join(sorted(found))})") from None
+
+
+def in_effect(stream: Stream) -> dict[str, str]:
+    """The keys of [stream] that a client.properties sets, as they are in effect; secrets are stars. Raises as above."""
+    found = _from_java(stream)
+    access = _access(stream, found)
+    return {name: str(getattr(access, name)) for name in found if hasattr(stream, name)}
+
+
+def _from_java(stream: Stream) -> Mapping[str, Any]:
+    if not stream.client_properties:
+        return {}
+    read = read_client_properties(Path(stream.client_properties))
+    logger.debug("%s: ignored %s", stream.client_properties, ", ".join(read.ignored) or "nothing")
+    return read.values
+
+
+def _client(access: _Access, now: datetime) -> dict[str, Any]:
     client: dict[str, Any] = {}
     if access.security_protocol != "PLAINTEXT":
         client["security_protocol"] = access.security_protocol
@@ -98,7 +118,7 @@ def connection_of(stream: Stream, now: datetime) -> Connection:
             access.ssl_cafile, access.ssl_certfile, access.ssl_keyfile, access.ssl_key_password,
             access.ssl_check_hostname, now,
         )  # fmt: skip
-    return Connection(access.bootstrap_servers, client, warnings)
+    return client
 
 
 def check_access(stream: Stream) -> None:

@@ -123,13 +123,18 @@ class Settings:
 
     def as_toml(self) -> str:
         """The effective settings as a file that reads back to them, except for secrets."""
-        lines = []
-        for section, values in self.shown().items():
-            if isinstance(values, dict):
-                lines += ["", f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
-            else:
-                lines.append(f"{section} = {json.dumps(values)}")
-        return "\n".join(lines) + "\n"
+        return toml_of(self.shown())
+
+
+def toml_of(shown: Mapping[str, Any]) -> str:
+    """What `Settings.shown` gives, as the text of a settings file."""
+    lines = []
+    for section, values in shown.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        else:
+            lines.append(f"{section} = {json.dumps(values)}")
+    return "\n".join(lines) + "\n"
 
 
 # Values that a file with mode 0400 may hold instead: `url_file = "..."`, or HEADGATE_JOURNAL__URL_FILE.
@@ -183,6 +188,9 @@ def make_settings(found: Mapping[str, Any], where: str = "settings") -> Settings
             raise SettingsError(f"{where}: {cause}" if place in str(cause) else f"{where}: {place}: {cause}") from cause
         if first["type"] == "missing":
             raise SettingsError(f"{where}: {place} is missing; add it, `headgate init` writes a whole file") from error
+        if first["type"] == "tuple_type":
+            cure = f"a list wanted, write {place.split('.')[-1]} = [{json.dumps(first['input'], default=str)}]"
+            raise SettingsError(f"{where}: {place} = {first['input']!r}: {cure}") from error
         raise SettingsError(f"{where}: {place} = {first['input']!r}: {first['msg']}") from error
 
 

@@ -17,6 +17,7 @@ from assets.windows.clock import NotDue
 from assets.workspace import Workspace
 from monitoring.alarms import raise_alarm
 from pipelines.attempts import attempts_of, begin, failed, next_attempt
+from pipelines.expected import expected
 from pipelines.run_window import WindowResult, due_window, held, run_window
 from security.journal import JournalUnreachable
 
@@ -95,7 +96,10 @@ def _try(
         logger.info("window %s is not due yet: %s", window, error)
         return f"window {window} is not due yet: {error}"
     except Exception as error:
-        logger.exception("window %s failed in attempt %d; it is tried again, and nothing behind it runs first", window, attempt)
+        logger.error(
+            "window %s failed in attempt %d; it is tried again, and nothing behind it runs first: %s: %s", window, attempt,
+            type(error).__name__, error, exc_info=not expected(error),
+        )  # fmt: skip
         _tell(workspace, window, attempt, error)
         return f"window {window} failed in attempt {attempt}: {error}"
     return ""

@@ -118,6 +118,21 @@ def test_config_show_prints_every_setting_as_it_is_in_effect(installed, monkeypa
     assert found["task"] == "tests.worlds:Blobs" and found["adapter"]["r"] == 4 and len(found["digest"]) == 64
 
 
+def test_config_show_prints_what_a_java_file_brings_and_no_password(installed, tmp_path, monkeypatch, headgate):
+    file = tmp_path / "client.properties"
+    login = 'org.apache.kafka.common.security.scram.ScramLoginModule required username="ann" password="hunter2";'
+    protocol = "bootstrap.servers=localhost:9\nsecurity.protocol=SASL_PLAINTEXT\nsasl.mechanism=SCRAM-SHA-256\n"
+    file.write_text(f"{protocol}sasl.jaas.config={login}\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("HEADGATE_STREAM__CLIENT_PROPERTIES", str(file))
+    monkeypatch.setenv("HEADGATE_STREAM__BOOTSTRAP_SERVERS", "")
+    found = headgate("config", "show", "--json").json["stream"]
+    keys = ("bootstrap_servers", "security_protocol", "sasl_mechanism", "sasl_username", "sasl_password")
+    assert [found[key] for key in keys] == ["localhost:9", "SASL_PLAINTEXT", "SCRAM-SHA-256", "ann", "********"]
+    shown = headgate("config", "show").out
+    assert 'sasl_username = "ann"' in shown and "hunter2" not in shown
+
+
 def test_a_window_is_run_by_name_and_a_second_time_changes_nothing(installed, headgate):
     done = headgate("run-window", NEXT, "--json")
     assert done.code == 0 and done.json["steps"]["window"]["rows"]["events"] == EVENTS_A_DAY

@@ -255,7 +255,8 @@ def test_a_java_file_and_the_section_must_not_contradict_each_other(tmp_path, ca
 def test_a_java_file_cannot_switch_off_what_the_section_did_not_allow(tmp_path):
     file = tmp_path / "client.properties"
     file.write_text(f"bootstrap.servers={FAR}\nsecurity.protocol=PLAINTEXT\n")
-    with pytest.raises(UnusableConnection, match="which is not this machine"):
+    told = r"which is not this machine.*client\.properties sets bootstrap_servers, security_protocol\)$"
+    with pytest.raises(UnusableConnection, match=told):
         connection_of(Stream(client_properties=str(file)), NOW)
     file.write_text(f"bootstrap.servers={FAR}\nsecurity.protocol=SSL\nssl.endpoint.identification.algorithm=\n")
     with pytest.raises(UnusableConnection, match=r"could pose as the broker.*allow_insecure = true"):

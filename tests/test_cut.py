@@ -13,6 +13,7 @@ from assets.stream.embedded import EmbeddedLog
 from assets.stream.log import Bounds, IdentityChanged, OffsetsGone, TopicBounds, Topics
 from assets.windows.clock import NotDue, WindowPolicy, nth_window
 from assets.windows.cut import Cut, CutRefused, decide_cut, next_due_window
+from models.duration import parse_duration
 from security.journal import Draft
 from tests.windows import NOW, START, Stream, event, label, new_topics
 
@@ -119,9 +120,12 @@ def test_no_window_is_skipped_and_the_grid_of_a_running_task_does_not_change():
     first = decide_cut(None, log_with((0, 20, 12)), W0, POLICY, TOPICS)
     with pytest.raises(CutRefused, match="does not follow"):
         decide_cut(first, log_with((0, 20, 12)), W2, POLICY, TOPICS)
-    half = replace(POLICY, every=timedelta(minutes=30))
-    with pytest.raises(CutRefused, match=r"window\.every"):
-        decide_cut(first, log_with((0, 20, 12)), "2024-01-01T00:30Z", half, TOPICS)
+    third = decide_cut(first, log_with((0, 20, 12)), W1, POLICY, TOPICS)
+    for every, cut_before, follows in (("30m", first, "2024-01-01T01:00Z"), ("2h", third, "2024-01-01T02:00Z")):
+        policy = replace(POLICY, every=parse_duration(every))
+        told = rf'window\.every = "{every}", but window {cut_before.window} was cut with "1h": .*write that, or start a new'
+        with pytest.raises(CutRefused, match=told):
+            decide_cut(cut_before, log_with((0, 20, 12)), follows, policy, TOPICS)
 
 
 @pytest.mark.parametrize(("after", "shown"), [(None, "no limit"), (3_600_000, "3600000 ms")])

@@ -48,8 +48,9 @@ def made(stream: Stream, rows: list[dict[str, object]], sealed: SealedWindow) ->
     """The window with another reject file."""
     common = {"_topic": stream.topics.events, "_partition": 1, "_timestamp": at(1), "error": "not JSON"}
     table = pa.Table.from_pylist([{**common, **row} for row in rows], schema=REJECT_SCHEMA)
-    digest = store.put(stream.root, "made.parquet", store.parquet_bytes(table))
-    return replace(sealed, rejects_file=SealedFile("made.parquet", None, None, digest, len(rows)))
+    with store.RowGroups(stream.root / "made.parquet", REJECT_SCHEMA) as writer:
+        writer.add(table)
+    return replace(sealed, rejects_file=SealedFile("made.parquet", None, None, writer.sha256, len(rows)))
 
 
 def test_every_reject_arrives_as_it_was_with_where_it_lay_and_why(stream, sealed):

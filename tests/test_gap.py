@@ -9,19 +9,23 @@ import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
 
+from assets.steps.window import decide
 from assets.stream.embedded import EmbeddedLog
 from assets.stream.formats import formats_of
-from assets.stream.log import IdentityChanged, OffsetsGone
+from assets.stream.log import IdentityChanged, OffsetsGone, UnknownTopic
 from assets.windows import seal as sealing
 from assets.windows.acceptance import GapRefused, accept_gap
-from assets.windows.cut import cut, find_cut
-from assets.windows.gap import Gap, accepted_gaps, find_gaps, touched
+from assets.windows.cut import cut, find_cut, next_due_window
+from assets.windows.gap import Gap, accepted_gaps, touched
 from assets.windows.history import GAP
+from assets.windows.join import read_examples
 from assets.windows.seal import SealPolicy, find_sealed, read_sealed
+from monitoring.alarms import all_alarms, open_alarms
 from pipelines.cli.gap import accept_gap as accept_gap_command
 from pipelines.run_window import run_window
+from security.journal import Draft
 from tests.windows import EVENT, LABEL, NOW, Stream, event, label, new_topics
-from tests.worlds import make_world
+from tests.worlds import Blobs, make_world
 
 
 class Failing(EmbeddedLog):
@@ -101,8 +105,6 @@ def test_what_retention_took_is_accepted_exactly_and_the_rest_is_sealed(stream, 
     trim(topic, 0, 3)
     with pytest.raises(OffsetsGone):
         seal(stream, 0)
-    (loss,) = find_gaps(stream.log, decided)
-    assert (loss.topic, loss.partition, loss.start, loss.end, loss.here.earliest) == (topic, 0, 0, 3, 3)
     (gap,) = accept(stream, 0, topic)
     assert (gap.start, gap.end, gap.resume_at, gap.actor, gap.reason) == (0, 3, None, "ann", "retention, ticket 7")
     sealed = seal(stream, 0)
@@ -186,6 +188,23 @@ def test_a_topic_made_anew_is_never_a_gap(failing):
         accept(failing, 0, topic)
 
 
+def test_a_topic_made_anew_stops_the_next_window_also_while_it_is_empty(tmp_path):
+    """By the clock of the stream: it would be waited for, and nobody told why. Also when it is gone altogether."""
+    log = Failing(tmp_path / "log.db")
+    stream = Stream(log, new_topics(log, partitions=1), tmp_path / "a")
+    stream.publish(event("a", 10), event("b", 70), label("a", 70))
+    stream.cut(0)
+    stream.history.journal.append(Draft("window/delays", "window.sealed", {"window": stream.window(0)}), actor="test", at=NOW)
+    log.forget(stream.topics.labels)
+    assert next_due_window(stream.history, log, stream.policy, stream.topics, now=NOW) == stream.window(1)
+    with pytest.raises(UnknownTopic, match="Create it"):
+        stream.cut(1)
+    log.create_topic(stream.topics.labels, 1)
+    assert next_due_window(stream.history, log, stream.policy, stream.topics, now=NOW) == stream.window(1)
+    with pytest.raises(IdentityChanged, match="start a new task"):
+        stream.cut(1)
+
+
 def test_after_a_truncation_of_a_window_to_be_sealed_new_records_are_in_the_next_one(failing):
     log, topic = failing.log, failing.topics.events
     log.truncate(topic, 0, 3)
@@ -254,10 +273,39 @@ def test_windows_are_touched_until_the_first_that_has_a_record_behind_the_gap(fa
     assert touched(failing.history, (failing.topics.labels,)) == []
 
 
+def test_events_whose_label_may_be_among_lost_ones_are_unknown_and_not_negative(tmp_path):
+    """p0, p1... get a label an hour later, n0, n1... none. The one of p2 is lost, in window 3; the one of q is behind it."""
+    log = EmbeddedLog(tmp_path / "log.db")
+    stream = Stream(log, new_topics(log, partitions=1), tmp_path / "a")
+    topic = stream.topics.labels
+    stream.publish(*(event(name, 60 * hour + 10) for hour in range(3) for name in (f"n{hour}", f"p{hour}")), event("q", 145))
+    stream.publish(*(event(name, 60 * hour + 10) for hour in range(3, 9) for name in (f"n{hour}", f"p{hour}")))
+    stream.publish(*(label(name, at) for name, at in (("p0", 70), ("p1", 130), ("p2", 190), ("q", 200))))
+    stream.publish(*(label(f"p{hour}", 60 * hour + 70) for hour in range(3, 9)), event("sealed late", 5))
+    stream.end(600)
+    joined = []
+    for number, lost in enumerate([0, 0, 0, 3, 0, 0, 0, 0, 0, 10]):
+        stream.cut(number)
+        if lost:
+            log.trim(topic, 0, lost)
+            accept(stream, number, topic)
+        seal(stream, number)
+        joined.append(stream.join(number, negative_if_absent=True))
+    found = [{row["event_id"]: row["_label_absent"] for row in read_examples(stream.root, each).to_pylist()} for each in joined]
+    assert found[2] == {"n0": True, "p0": False} and found[8] == {"n6": True, "p6": False}
+    assert [len(names) for names in found] == [0, 0, 2, 0, 0, 0, 0, 0, 2, 0]
+    assert [each.unknown for each in joined] == [0, 0, 0, 2, 3, 2, 2, 2, 1, 2]
+    assert all(each.events_matured == each.examples + each.unlabelled + each.unknown for each in joined)
+    for number in (2, 5, 8):  # before, in and after the first gap; all before the second
+        (stream.root / joined[number].path).unlink()
+        assert stream.join(number, negative_if_absent=True) == joined[number]
+
+
 def test_evidence_of_days_that_touch_a_gap_does_not_count_and_the_journal_says_so(tmp_path, monkeypatch):
-    """From the command line on. A gap on day 2 voids day 2, and day 3: what matured in its first hour was alive then."""
+    """From the command line on. Labels of day 2 may be of what matured until two horizons after it: on day 4, at 2 o'clock."""
+    monkeypatch.setattr(Blobs, "label_horizon", timedelta(hours=13))
     world = make_world(tmp_path)
-    world.publish(5)
+    world.publish(6)
     for day in range(2):
         run_window(world.window(day), world.workspace)
     work, window = world.workspace, world.window(2)
@@ -268,13 +316,32 @@ def test_evidence_of_days_that_touch_a_gap_does_not_count_and_the_journal_says_s
     words = [window, "--topic", "labels", "--partition", "1", "--reason", "disk full", "--actor", "ann"]
     told = CliRunner().invoke(accept_gap_command, words, obj=tmp_path / "headgate.toml", catch_exceptions=False)
     assert told.output == f"window {window}  labels partition 1: [{begin}, {begin + 2}) accepted as lost, 2 offsets\n"
-    bodies = [run_window(world.window(day), work).steps["evidence"] for day in (2, 3, 4)]
-    starts = [int((decided.start + timedelta(days=day)).timestamp() * 1000) for day in range(3)]
+    bodies = [run_window(world.window(day), work).steps["evidence"] for day in (2, 3, 4, 5)]
+    starts = [int((decided.start + timedelta(days=day)).timestamp() * 1000) for day in range(4)]
     blocks = [{block[0] for pair in body["pairs"] for block in pair["blocks"]} for body in bodies]
-    assert blocks == [set(), set(), {starts[2]}]
+    assert blocks == [set(), set(), set(), {starts[3]}]
     assert [body.get("void") for body in bodies] == [
-        {"windows": [window], "blocks": [starts[0]], "examples": bodies[0]["examples"]},
-        {"windows": [window], "blocks": [starts[1]], "examples": bodies[1]["examples"]},
-        None,
+        *({"windows": [window], "blocks": [starts[n]], "examples": bodies[n]["examples"]} for n in range(3)), None,
     ]
     assert bodies[0]["examples"] > 200 and bodies[0]["pairs"]
+
+
+def test_the_alarm_of_a_window_ends_when_all_that_it_lacks_is_accepted(tmp_path, monkeypatch):
+    world = make_world(tmp_path)
+    world.publish(1)
+    work, window = world.workspace, world.window(0)
+    decide(window, work)
+    for part in (0, 1):
+        world.log.trim("labels", part, 3)
+    with pytest.raises(OffsetsGone):
+        run_window(window, work)
+    monkeypatch.chdir(tmp_path)
+    said = []
+    for part in ("0", "1"):
+        words = [window, "--topic", "labels", "--partition", part, "--reason", "disk full", "--actor", "ann"]
+        told = CliRunner().invoke(accept_gap_command, words, obj=tmp_path / "headgate.toml", catch_exceptions=False)
+        said.append((told.stderr, [alarm.kind for alarm in open_alarms(world.journal, "blobs")]))
+    assert "stays open: offsets [0, 3) of 'labels' partition 1 are gone" in said[0][0] and said[0][1] == ["stream_gap"]
+    assert said[1] == ("", [])
+    (alarm,) = all_alarms(world.journal, "blobs")
+    assert (alarm.acknowledged_by, alarm.reason) == ("ann", "gap accepted: disk full")

@@ -378,10 +378,11 @@ def test_a_client_that_hangs_is_given_up_and_a_new_one_opened():
 
     client = Reopening("test", Client, 1.0)
     assert client.use(lambda own: own is opened[0], 1.0)
-    begin = time.monotonic()
+    begin, generation = time.monotonic(), client.generation
     with pytest.raises(Overdue, match=r"no answer within 0\.1 s"):
         client.use(lambda _: time.sleep(5), 0.1)
     assert time.monotonic() - begin < 1.0
+    assert client.generation != generation, "what the client was told is forgotten with it"
     assert client.use(lambda own: own is opened[1], 1.0)
     client.close(1.0)
     assert len(opened) == 2 and set(closed) == set(opened)

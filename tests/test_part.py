@@ -106,9 +106,55 @@ def test_a_part_of_many_row_groups_is_the_file_a_single_table_would_be(log, tmp_
     job = job_of("t", tmp_path / "f", 300)
     part = seal_part(log, job)
     tables = [job.format.columns().decode(batch).table for batch in log.read("t", 0, 0, 300)]
-    whole = store.parquet_bytes(pa.concat_tables(tables))
-    assert store.sha256((tmp_path / "f").read_bytes()) == part.sha256 == store.sha256(whole)
-    assert pa.parquet.ParquetFile(tmp_path / "f").num_row_groups == 5
+    assert store.sha256((tmp_path / "f").read_bytes()) == part.sha256 == written(tmp_path / "g", pa.concat_tables(tables), 300)
+    assert groups(tmp_path / "f") == [64, 64, 64, 64, 44]
+
+
+def written(file, table, step):
+    """The sha256 of the table as a file, when so many rows come at a time."""
+    with store.RowGroups(file, table.schema) as writer:
+        for start in range(0, table.num_rows, step):
+            writer.add(table.slice(start, step))
+    return writer.sha256
+
+
+def groups(file):
+    metadata = pa.parquet.ParquetFile(file).metadata
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+def test_a_row_group_ends_before_the_row_that_would_make_it_too_many_bytes(tmp_path, monkeypatch):
+    """However the rows come. One of 5,000 bytes and more is a group of its own, a null has no bytes."""
+    monkeypatch.setattr(store, "ROWS_PER_GROUP", 40)
+    monkeypatch.setattr(store, "BYTES_PER_GROUP", 5000)
+    rng = np.random.default_rng(7)
+    sizes = rng.choice([0, 3, 400, 1900, 5200], (600, 3), p=[0.4, 0.3, 0.2, 0.08, 0.02])
+    sizes[:200] //= 10  # few bytes: only the rows are counted
+    rows = [{"n": k, "text": "é" * (a // 2) if k % 9 else None, "key": b"k" * b, "list": [0.5] * (c // 8) if k % 7 else None}
+            for k, (a, b, c) in enumerate(sizes.tolist())]  # fmt: skip
+    schema = pa.schema([("n", pa.int32()), ("text", pa.string()), ("key", pa.binary()), ("list", pa.list_(pa.float64())),
+                        ("near", pa.list_(pa.float32(), 2))])  # fmt: skip
+    table = pa.Table.from_pylist([row | {"near": [1, 2]} for row in rows], schema)
+    due, bytes_so_far = [0], 0
+    for row in rows:
+        size = 12 + sum(len(row[name] or "") * width for name, width in (("text", 2), ("key", 1), ("list", 8)))
+        if due[-1] == 40 or (due[-1] and bytes_so_far + size > 5000):
+            due, bytes_so_far = [*due, 0], 0
+        due[-1], bytes_so_far = due[-1] + 1, bytes_so_far + size
+    assert {1, 40} < set(due) and due.count(40) > 3
+    assert len({written(tmp_path / "f", table, step) for step in (600, 250, 41, 7, 1)}) == 1
+    assert groups(tmp_path / "f") == due and store.table((tmp_path / "f").read_bytes()).equals(table)
+
+
+def test_large_rows_do_not_wait_for_a_group_of_many_rows(tmp_path, monkeypatch):
+    """16 MB in rows of 32 kB, a megabyte a group: what is kept in between is a few groups, not the file."""
+    monkeypatch.setattr(store, "BYTES_PER_GROUP", 32 * 32_000)  # to the byte
+    schema, most, begun = pa.schema([("text", pa.string())]), 0, pa.total_allocated_bytes()
+    with store.RowGroups(tmp_path / "f", schema) as writer:
+        for number in range(100):
+            writer.add(pa.table({"text": [f"{number:08}{k:08}" * 2000 for k in range(5)]}, schema))
+            most = max(most, pa.total_allocated_bytes() - begun)
+    assert most < 5 << 20 and set(groups(tmp_path / "f")) == {32, 20}
 
 
 def test_every_column_is_packed_as_its_type_is(log, tmp_path):

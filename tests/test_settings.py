@@ -154,3 +154,8 @@ def test_the_connection_in_the_documentation_can_be_loaded(tmp_path):
     [block] = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
     found = make_settings({"task": "t", **tomllib.loads(block.replace("/run/secrets/kafka-password", str(password)))})
     assert found.stream.sasl_password.reveal() == "hunter2" and found.stream.security_protocol == "SASL_SSL"
+
+
+def test_a_text_where_a_list_is_wanted_is_told_with_the_list_to_write():
+    with pytest.raises(SettingsError, match=r"stream\.headers = 'x': a list wanted, write headers = \[\"x\"\]$"):
+        make_settings({"task": "t", "stream": {"headers": "x"}})

@@ -8,15 +8,18 @@ import sqlite3
 import pytest
 
 from assets.stream.embedded import EmbeddedLog
-from assets.stream.formats import formats_of
+from assets.stream.formats import FormatPolicy, formats_of
 from assets.stream.log import Outgoing
+from assets.stream.registry import Registry
 from assets.windows import store
 from assets.windows.clock import NotDue
 from assets.windows.history import SEALED
-from assets.windows.seal import SealedWindow
+from assets.windows.seal import SealedWindow, SealPolicy, seal
 from assets.windows.verify import verify
 from security.journal import Draft
 from tests.windows import EVENT, LABEL, NOW, Stream, event, label, new_topics
+
+NOBODY = Registry("http://127.0.0.1:1")
 
 
 def filled(log, folder):
@@ -125,6 +128,29 @@ def test_an_entry_without_fingerprints_is_compared_row_by_row(small):
     assert {each.state for each in check(other)} == {"same", "unlike"}
     deep = [each for each in check(other, deep=True) if each.place.endswith("again")]
     assert {each.state for each in deep} == {"same"} and any("in other bytes" in each.detail for each in deep)
+
+
+NOW_AND_THEN = {
+    "headers": (FormatPolicy(headers=("trace",)), FormatPolicy(), "[stream] headers = ['trace'], now it is []"),
+    "cloudevents": (FormatPolicy(), FormatPolicy(cloud_events=True), "[stream] cloudevents = false, now it is true"),
+    "format": (FormatPolicy(), FormatPolicy("confluent", registry=NOBODY), '_format = "json", now it is "confluent"'),
+    "schema": (FormatPolicy(), FormatPolicy(), "the task's schema has other fields than at the seal"),
+}
+
+
+@pytest.mark.parametrize("what", NOW_AND_THEN)
+def test_what_is_read_by_other_settings_than_it_was_sealed_with_is_told_with_their_name(tmp_path, what):
+    sealed, now, told = NOW_AND_THEN[what]
+    log = EmbeddedLog(tmp_path / "log.db")
+    stream = Stream(log, new_topics(log, partitions=1), tmp_path / "a")
+    stream.publish(event("e", 5), label("e", 6))
+    stream.end(60)
+    cut, events = stream.cut(0), EVENT if what != "schema" else EVENT.remove(1)
+    formats = [formats_of(stream.topics, schema, LABEL, policy) for schema, policy in ((EVENT, sealed), (events, now))]
+    policy = SealPolicy(1.0)
+    seal(stream.history, log, stream.root, cut.window, formats[0], policy=policy, now=NOW, actor="test")
+    found = verify(stream.history, log, stream.root, cut.window, formats[1], deep=True)
+    assert told in next(each.detail for each in found if each.state == "differs" and each.place.endswith("again"))
 
 
 def test_a_window_that_is_not_sealed_has_nothing_to_verify(small):

@@ -178,6 +178,20 @@ def test_a_window_that_an_open_transaction_holds_back_is_waited_for_and_uses_no_
     log.close()
 
 
+def test_a_known_stop_is_told_in_one_line_and_a_defect_with_its_traceback(world, caplog, monkeypatch):
+    world.publish(1)
+    decide(world.window(0), world.workspace)
+    world.log.trim(world.settings.stream.events, 0, 5)
+    run_what_is_due(world)
+    (known,) = [record for record in caplog.records if record.name == "pipelines.worker" and "failed" in record.message]
+    assert "OffsetsGone: offsets" in known.message and "accept-gap" in known.message and not known.exc_info
+    caplog.clear()
+    monkeypatch.setattr(worker, "run_window", lambda *_: {}["a defect"])
+    world.workspace.wall = lambda: datetime.now(UTC) + timedelta(days=1)
+    run_what_is_due(world)
+    assert "KeyError: 'a defect'" in caplog.text and "Traceback" in caplog.text
+
+
 def test_records_that_were_deleted_before_they_were_read_are_an_alarm_and_can_be_gone_on_without(world):
     world.publish(1)
     decide(world.window(0), world.workspace)

@@ -1,7 +1,7 @@
 """Step `evidence`: score the versions under test on the window's examples, before anything is trained on them.
 
 Stable and candidate answer the same examples. Requests by arm come from the sealed predictions. What is written are sums
-and counts; what follows from them is for the release rules. Examples that lived through an accepted gap do not count.
+and counts; what follows from them is for the release rules. Examples whose life touches an accepted gap do not count.
 """
 
 from __future__ import annotations
@@ -51,22 +51,25 @@ def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
 def _without_gaps(workspace: Workspace, window: str, matured: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Which examples count, bool (n,), by maturity in ms UTC (n,); and what to journal of those that do not.
 
-    A block (a day) that touches an accepted gap is void as a whole: a part of a day is another observation than the day. An
-    example that matured in [start, end + label_horizon) of a window with a gap was alive in it, and may have lost its label.
+    A block (a day) that touches an accepted gap is void as a whole: a part of a day is another observation than the day. Of
+    a window with a gap, what matured in [start, end + horizon) was alive in it; a label lies up to a horizon before or after
+    its event's arrival, so that in [start, end + 2 horizons) it may be the label that is lost (the join has the same rule).
     """
-    grid, length = workspace.policies.window, workspace.policies.rollout.block // timedelta(milliseconds=1)
+    grid, horizon = workspace.policies.window, workspace.task.label_horizon
+    length = workspace.policies.rollout.block // timedelta(milliseconds=1)
     origin, begin = sums.milliseconds(grid.start), sums.milliseconds(window_bounds(grid, window)[0])
     lives = {}
-    for name in touched(workspace.history.refresh(), (workspace.topics.events, workspace.topics.labels)):
-        start, end = window_bounds(grid, name)
-        lives[name] = sums.milliseconds(start), sums.milliseconds(end + workspace.task.label_horizon)
+    for topic, reach in ((workspace.topics.events, horizon), (workspace.topics.labels, 2 * horizon)):
+        for name in touched(workspace.history.refresh(), (topic,)):
+            start, end = window_bounds(grid, name)
+            lives[name] = sums.milliseconds(start), sums.milliseconds(end + reach)
     block = (matured - origin) // length * length + origin
     blocks = {*block.tolist(), (begin - origin) // length * length + origin}  # its own, of which windows before have parts
     void = sorted(k for k in blocks if any(k < high and low < k + length for low, high in lives.values()))
     sound = ~np.isin(block, void)
     if not void:
         return sound, {}
-    names = [name for name, (low, high) in lives.items() if any(k < high and low < k + length for k in void)]
+    names = [name for name, (low, high) in sorted(lives.items()) if any(k < high and low < k + length for k in void)]
     return sound, {"void": {"windows": names, "blocks": void, "examples": int((~sound).sum())}}
 
 

@@ -79,7 +79,6 @@ class Reopening(Generic[C]):
                     self._thread = _Thread(self._name)
                 if self._client is None:
                     self._client = self._thread.run(self._open, self._open_seconds)
-                    self.generation += 1
                 client = self._client
                 return self._thread.run(lambda: call(client), seconds)
             except BaseException:
@@ -91,6 +90,7 @@ class Reopening(Generic[C]):
         with self._lock:
             client, self._client = self._client, None
             thread, self._thread = self._thread, None
+            self.generation += 1  # here, so that who asks before the next `use` sees that its client is gone
         if thread is not None:
             thread.end()
         if client is not None:

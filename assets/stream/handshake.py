@@ -24,6 +24,12 @@ _SASL_WANTED, _NO_SASL_HERE = (0, 33), 34  # error codes: it is possible, by thi
 _ANSWER_BYTES = 64 << 10
 # X509_V_ERR_* of OpenSSL.
 _VERIFY = {9: "is not valid yet", 10: "has expired", 62: "was not made for this host name", 64: "was not made for this address"}
+# What a Java client.properties calls the keys of [stream]: which of both is used is not known here.
+_JAVA = {
+    "bootstrap_servers": "bootstrap.servers", "security_protocol": "security.protocol", "sasl_mechanism": "sasl.mechanism",
+    "sasl_username and sasl_password": "sasl.jaas.config", "ssl_cafile": "ssl.truststore.location",
+    "ssl_certfile and ssl_keyfile": "ssl.keystore.location",
+}  # fmt: skip
 _CLOSED = ("EOF", "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 
 
@@ -108,7 +114,7 @@ def _authenticate(sock: socket.socket, client: Mapping[str, Any], deadline: floa
         if struct.unpack_from(">h", answer)[0]:
             return (
                 f"user {client.get('sasl_plain_username')!r} is refused ({said}): no such user, or another password; check "
-                "[stream] sasl_username and sasl_password"
+                f"{_key('sasl_username and sasl_password')}"
             )
         try:
             mechanism.receive(answer[at + 4 :])
@@ -154,17 +160,21 @@ def _compare(client: Mapping[str, Any], code: int, offered: list[str]) -> str:
     if not protocol.startswith("SASL_"):
         right = "SASL_SSL" if secured else "SASL_PLAINTEXT"
         return (
-            f"this listener wants a user ({', '.join(offered)}), and [stream] security_protocol = {protocol!r} names none: "
-            f'set "{right}", sasl_username and sasl_password_file'
+            f"this listener wants a user ({', '.join(offered)}), and security_protocol = {protocol!r} names none: "
+            f'set "{right}" as {_key("security_protocol")}, and name one in {_key("sasl_username and sasl_password")}'
             if code in _SASL_WANTED
             else ""
         )
     if code == _NO_SASL_HERE:
         right = "SSL" if secured else "PLAINTEXT"
-        return f'this listener knows no users: set [stream] security_protocol = "{right}", or name the port that does'
+        return f'this listener knows no users: set {_key("security_protocol")} = "{right}", or name the port that does'
     if mechanism not in offered:
-        return f"this listener offers {', '.join(offered)}, not {mechanism}: change [stream] sasl_mechanism"
+        return f"this listener offers {', '.join(offered)}, not {mechanism}: change {_key('sasl_mechanism')}"
     return ""
+
+
+def _key(name: str) -> str:
+    return f"[stream] {name} (client.properties: {_JAVA[name]})"
 
 
 def _refused_by_tls(error: OSError, client: Mapping[str, Any]) -> str:
@@ -173,20 +183,21 @@ def _refused_by_tls(error: OSError, client: Mapping[str, Any]) -> str:
         if flaw is None:
             return (
                 f"the broker's certificate is not signed by anybody we trust ({error.verify_message}): name the right "
-                "authority in [stream] ssl_cafile"
+                f"authority in {_key('ssl_cafile')}"
             )
         dated = error.verify_code in (9, 10)
-        cure = "renew it on the broker" if dated else "use a name that is in it under [stream] bootstrap_servers"
+        cure = "renew it on the broker" if dated else f"use a name that is in it under {_key('bootstrap_servers')}"
         return f"the broker's certificate {flaw} ({error.verify_message}): {cure}"
     reason = getattr(error, "reason", None) or str(error)
     if "CERT" in reason or "UNKNOWN_CA" in reason:
         return (
-            f"the broker wants another certificate of ours ({reason}): name one it trusts in [stream] ssl_certfile and "
-            "ssl_keyfile, and see that it has not expired"
+            f"the broker wants another certificate of ours ({reason}): name one it trusts in "
+            f"{_key('ssl_certfile and ssl_keyfile')}, and see that it has not expired"
         )
     if isinstance(error, ssl.SSLEOFError | ConnectionResetError) or any(word in reason for word in _CLOSED):
         right = "SASL_PLAINTEXT" if client.get("security_protocol") == "SASL_SSL" else "PLAINTEXT"
-        return f'this listener speaks no TLS ({reason}): name the port that does, or set [stream] security_protocol = "{right}"'
+        cure = f'name the port that does, or set {_key("security_protocol")} = "{right}"'
+        return f"this listener speaks no TLS ({reason}): {cure}"
     return f"TLS failed ({reason}): see which TLS versions and certificates the broker accepts"
 
 
@@ -197,5 +208,5 @@ def _speaks_tls(host: str, port: int, deadline: float) -> str:
     with suppress(OSError), _connect(host, port, deadline) as plain:
         _limit(plain, deadline)
         with context.wrap_socket(plain):
-            return 'this listener speaks TLS: set [stream] security_protocol = "SASL_SSL" or "SSL"'
+            return f'this listener speaks TLS: set {_key("security_protocol")} = "SASL_SSL" or "SSL"'
     return ""

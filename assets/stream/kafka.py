@@ -9,6 +9,7 @@ broker is started.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from assets.stream.batch import Batch, pack
 from assets.stream.deadline import Overdue, Reopening
 from assets.stream.kafka_admin import KafkaAdmin, may_pass
 from assets.stream.kafka_settings import (
+    FETCH_BYTES,
     FRAMING_BYTES,
     check_client,
     consumer_settings,
@@ -50,6 +52,10 @@ from assets.stream.log import (
     partition_of,
 )
 from assets.stream.record_batches import decode
+from assets.stream.refusal import StreamRefused
+from assets.stream.wide_reads import widen
+
+logger = logging.getLogger("headgate.stream")
 
 # What one append keeps in memory before it waits for the broker's acknowledgement.
 APPEND_RECORDS = 10_000
@@ -89,11 +95,12 @@ class KafkaLog:
         shared = shared_settings(bootstrap_servers, limit, self._client)
         self._admin = KafkaAdmin(bootstrap_servers, shared, timeout)
         self._consumer: Reopening[Any] = Reopening(
-            "kafka-reader", lambda: self._reader({**shared, **consumer_settings()}), timeout + 1
+            "kafka-reader", lambda: self._reader({**shared, **consumer_settings(self._sizes[0])}), timeout + 1
         )
         self._producer: Reopening[Any] = Reopening(
             "kafka-writer", lambda: KafkaProducer(**shared, **producer_settings(limit)), timeout + 1
         )
+        self._sizes: tuple[int, ...] = FETCH_BYTES  # of an answer; the first is asked for
         self._reading: object = None
         self._known: set[str] = set()
 
@@ -101,6 +108,7 @@ class KafkaLog:
         consumer = KafkaConsumer(**settings)
         if self.path == "raw":
             raw_fetch.install(consumer)
+            widen(consumer)
         return consumer
 
     def cluster_id(self) -> str:
@@ -168,7 +176,10 @@ class KafkaLog:
         return self._admin.open_transactions(topic, partition)
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Batch]:
-        """As the contract. A batch whose checksum or content does not hold is read three times, then it is OffsetsGone."""
+        """As the contract. A batch whose checksum or content does not hold is read three times, then it is OffsetsGone.
+
+        An answer that does not arrive in time is asked for in smaller pieces, when the broker answers small questions.
+        """
         reading, damaged = _Reading(TopicPartition(topic, partition), start, end), 0
         while reading.position < end:
             try:
@@ -178,6 +189,8 @@ class KafkaLog:
                     reading.moved = time.monotonic()  # the caller's time is not the broker's
             except StreamUnreachable as error:
                 self._consumer.drop()  # a client that met a dead path goes on waiting for it when it is good again
+                if self._ask_for_less(reading, error):
+                    continue
                 if reading.place in str(error):
                     raise
                 raise type(error)(f"Kafka at {self.bootstrap_servers}: no record of {reading.place}; {error}") from error
@@ -191,6 +204,23 @@ class KafkaLog:
                         "bring the records back from a backup"
                     ) from error
 
+    def _ask_for_less(self, reading: _Reading, error: StreamUnreachable) -> bool:
+        """Whether to read on with smaller answers: the broker is there, and what it sends takes too long."""
+        if isinstance(error, StreamRefused) or len(self._sizes) == 1:
+            return False
+        topic, partition = reading.tp
+        try:
+            self._admin.check_range(topic, partition, reading.position, reading.end)
+        except StreamUnreachable:
+            return False
+        self._sizes = self._sizes[1:]
+        logger.warning(
+            "Kafka at %s: no answer for %s within %.0f s: the link is slow, or the broker; from now on at most %d KiB are "
+            "asked for at once", self.bootstrap_servers, reading.place, self._timeout, self._sizes[0] >> 10
+        )  # fmt: skip
+        reading.moved = time.monotonic()
+        return True
+
     def _next(self, reading: _Reading) -> Iterator[Batch]:
         """What the next answer holds; nothing when there was none, or an error that passes."""
         if (answer := self._poll(reading)) is None:
@@ -201,7 +231,7 @@ class KafkaLog:
             reading.checked = True
         if answer.reached <= reading.position:
             if time.monotonic() - reading.moved > self._timeout:
-                late = Overdue(f"{self._timeout:.0f} s without a record")
+                late = Overdue(f"{self._timeout:.0f} s without a record, {self._sizes[0] >> 10} KiB asked for at once")
                 raise self._admin.unreachable(f"no progress at {reading.place}", late)
         elif answer.found and isinstance(answer.found[0], raw_fetch.Fetched):
             for fetched in answer.found:
@@ -307,7 +337,8 @@ def _step(tp: TopicPartition, seek: int | None) -> Callable[[Any], _Answer]:
 
 
 def _record(found: Any) -> Record:
-    return Record(found.partition, found.offset, found.timestamp, found.key, found.value, tuple(found.headers or ()))
+    stamp = -1 if found.timestamp is None else found.timestamp  # format 0 has none; -1 is Kafka's word for it
+    return Record(found.partition, found.offset, stamp, found.key, found.value, tuple(found.headers or ()))
 
 
 def _chunk(topic: str, records: Iterator[Outgoing]) -> list[Outgoing]:

@@ -12,6 +12,9 @@ from assets.stream.log import MAX_RECORD_BYTES
 
 # Framing of a record inside a request: headers, lengths, batch header. The limits leave room for it.
 FRAMING_BYTES = 64 << 10
+# What one answer may hold. The next smaller one is asked for when an answer does not arrive in time: with 7 seconds of
+# patience these are links of 1.2 MB/s, 150 and 38 kB/s. Few steps, as each of them costs the time limit once.
+FETCH_BYTES = (8 << 20, 1 << 20, 256 << 10)
 
 logging.getLogger("kafka").addHandler(logging.NullHandler())  # else Python prints its warnings on stderr, unasked
 
@@ -40,7 +43,8 @@ def shared_settings(bootstrap_servers: str, limit_ms: int, client: Mapping[str, 
     }
 
 
-def consumer_settings() -> dict[str, Any]:
+def consumer_settings(fetch_bytes: int) -> dict[str, Any]:
+    """fetch_bytes: at most so many in an answer, one record batch at least."""
     return {
         "group_id": None,
         "enable_auto_commit": False,
@@ -51,7 +55,7 @@ def consumer_settings() -> dict[str, Any]:
         "metrics_enabled": False,
         # One fetch is in flight for a broker, so a partition moves one fetch at a time: large fetches, few round trips.
         "max_poll_records": 10**9,
-        "max_partition_fetch_bytes": 8 << 20,
+        "max_partition_fetch_bytes": fetch_bytes,
         "fetch_max_bytes": 64 << 20,
         "receive_message_max_bytes": 128 << 20,
         "fetch_max_wait_ms": 200,

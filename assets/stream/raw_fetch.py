@@ -120,8 +120,8 @@ def partition_records(fetch_offset: int, tp: Any, records: Any, **settings: Any)
 @cache
 def _tell_old_format(topic: str, old: int) -> None:
     logger.warning(
-        "topic %r holds messages of format %d (before Kafka 0.11): answers that have some are read record by record, "
-        "about ten times slower and without proof that the log has no hole", topic, old
+        "topic %r holds messages of format %d (before Kafka 0.11): a range that has some is read record by record, about "
+        "ten times slower and without proof that the log has no hole", topic, old
     )  # fmt: skip
 
 

@@ -18,9 +18,10 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, Record, TopicBounds, Topics, milliseconds
+from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, Record, TopicBounds, Topics, UnknownTopic, milliseconds
 from assets.windows.clock import NotDue, WindowPolicy, check_due, window_bounds, window_id
 from assets.windows.history import CUT, GAP, SEALED, History
+from models.duration import spell
 from monitoring.alarms import raise_alarm
 from security.journal import Conflict, Entry, canonical, stamp, unstamp
 
@@ -138,10 +139,15 @@ def _check_follows(previous: Cut | None, window: str, start: datetime, policy: W
     if previous is None and start != policy.start:
         first = window_id(policy.start)
         raise CutRefused(f"window {window} cannot be the first cut: start with {first} (window.start)")
+    if previous is not None and previous.end - previous.start != policy.every:
+        raise CutRefused(
+            f'window.every = "{spell(policy.every)}", but window {previous.window} was cut with '
+            f'"{spell(previous.end - previous.start)}": a running task keeps it; write that, or start a new task'
+        )
     if previous is not None and previous.end != start:
         raise CutRefused(
             f"window {window} does not follow the last cut, {previous.window}, which ends {previous.end.isoformat()}: "
-            "cut the windows between in order, and do not change window.every or window.start of a running task"
+            "cut the windows between in order, and do not change window.start of a running task"
         )
 
 
@@ -291,22 +297,21 @@ def find_cut(history: History, window: str) -> Cut | None:
     return None if entry is None else Cut.of(entry.body)
 
 
-def due(
-    log: EventLog, policy: WindowPolicy, topics: Topics, window: str, *, now: datetime, ended: datetime | None
-) -> None:
+def due(history: History, log: EventLog, policy: WindowPolicy, topics: Topics, window: str, *, now: datetime) -> None:
     """Return when the window may be cut, else raise NotDue. Asks the log only under the stream clock.
 
-    One record with a wrong time in one topic makes nothing due: both topics must have passed.
+    One record with a wrong time in one topic makes nothing due: both topics must have passed. Raises IdentityChanged for
+    topics other than those of the last cut: new ones that are empty would be waited for in vain.
     """
-    passed = False
+    passed, ended = False, history.ended()
     if policy.clock == "stream" and ended is None:
         ready = window_bounds(policy, window)[1] + policy.grace
-        passed = all(_has_passed(log.bounds(topic, ready)) for topic in (topics.events, topics.labels))
+        found = [log.bounds(topic, ready) for topic in (topics.events, topics.labels)]
+        passed = all(any(here.at_timestamp is not None for here in each.partitions.values()) for each in found)
+        if not passed and (last := history.last(CUT)) is not None:
+            for bounds in found:
+                check_identity(Cut.of(last.body), bounds)
     check_due(policy, window, now=now, passed=passed, ended=ended)
-
-
-def _has_passed(found: TopicBounds) -> bool:
-    return any(bounds.at_timestamp is not None for bounds in found.partitions.values())
 
 
 def next_due_window(
@@ -320,9 +325,11 @@ def next_due_window(
     if history.find(CUT, window) is not None:
         return window
     try:
-        due(log, policy, topics, window, now=now, ended=history.ended())
+        due(history, log, policy, topics, window, now=now)
     except NotDue:
         return None
+    except (IdentityChanged, UnknownTopic):
+        return window  # waiting does not help: who runs it meets it again, and tells
     return window
 
 
@@ -359,7 +366,7 @@ def cut(
         last = history.last(CUT)
         previous = None if last is None else Cut.of(last.body)
         _check_follows(previous, window, window_bounds(policy, window)[0], policy)
-        due(log, policy, topics, window, now=now, ended=history.ended())
+        due(history, log, policy, topics, window, now=now)
         end = window_bounds(policy, window)[1]
         bounds = {topic: log.bounds(topic, end) for topic in topics.all}
         goes_on = resumed(history)

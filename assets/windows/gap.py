@@ -22,22 +22,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from assets.stream.log import Bounds, EventLog
 from assets.windows.clock import window_id
-from assets.windows.cut import Cut, check_identity, find_cut
+from assets.windows.cut import find_cut
 from assets.windows.history import GAP, History
 from security.journal import Entry, stamp
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Offsets [start, end) of a window's cut that the log does not hold; it holds [here.earliest, here.latest)."""
-
-    topic: str
-    partition: int
-    start: int
-    end: int
-    here: Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +74,6 @@ def accepted_gaps(history: History, window: str) -> Mapping[tuple[str, int], lis
         if gap.start < gap.end:
             found.setdefault((gap.topic, gap.partition), []).append((gap.start, gap.end))
     return found
-
-
-def find_gaps(log: EventLog, decided: Cut) -> list[Loss]:
-    """What the log lacks of a cut, by its first and last offsets now. Raises IdentityChanged for another topic."""
-    found = []
-    for topic in decided.topics:
-        bounds = log.bounds(topic, decided.end)
-        check_identity(decided, bounds)
-        for part, (start, end) in decided.topics[topic].partitions.items():
-            here = bounds.partitions[part]
-            found += [Loss(topic, part, *span, here) for span in missing(start, end, here)]
-    return found
-
-
-def missing(start: int, end: int, here: Bounds) -> list[tuple[int, int]]:
-    """The parts of [start, end) outside of the log's [earliest, latest).
-
-    >>> missing(3, 9, Bounds(5, 8, 8, None))
-    [(3, 5), (8, 9)]
-    """
-    spans = [(start, min(end, here.earliest)), (max(start, here.earliest, here.latest), end)]
-    return [span for span in spans if span[0] < span[1]]
 
 
 def touched(history: History, topics: Collection[str]) -> list[str]:

@@ -25,11 +25,13 @@ from assets.stream.formats import EVENT_ID
 from assets.stream.log import Topics
 from assets.stream.spans import MILLISECONDS
 from assets.windows import index, seen, store
-from assets.windows.clock import WindowPolicy
+from assets.windows.clock import WindowPolicy, window_bounds
+from assets.windows.gap import touched
 from assets.windows.history import JOINED, History
-from assets.windows.horizon import Horizon
+from assets.windows.horizon import NEVER, Horizon
 from assets.windows.match import Bools, Grid, Ints, Match, match, ranked
 from assets.windows.seal import SealDiffers
+from security.disk import settle
 from security.journal import stamp, unstamp
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,10 +47,12 @@ Percentiles = Mapping[str, float | None]
 class Examples:
     """What `examples.joined` says of a window.
 
-    events_matured: the public count, = examples + unlabelled (with `negative_if_absent` all are examples). labels:
-    label records sealed in this window. duplicate_events, duplicate_labels: further copies, not used. late_labels: came
-    after their event was mature. labels_without_event: no event came within the horizon. coverage: share of mature
-    events with a label, None without events. lag_seconds: label - arrival, percentiles "p50", "p90", "p99".
+    events_matured: the public count, = examples + unlabelled + unknown. unlabelled: 0 with `negative_if_absent`. unknown: 0
+    without; with it, events of a time whose labels may lie in an accepted gap, also those that have one: else of that time
+    only one outcome would be learnt. labels: label records sealed in this window. duplicate_events, duplicate_labels: further
+    copies, not used. late_labels: came after their event was mature. labels_without_event: no event came within the horizon.
+    coverage: share of mature events with a label, None without events. lag_seconds: label - arrival, percentiles "p50",
+    "p90", "p99".
     arrived: [low, high) holds the arrival of every mature event, for the privacy ledger.
     seen_path, seen_sha256, seen_rows: the window's file of index.py, and how many hashes its block of known ids has.
     latest: the largest time stamp of an event or label sealed through this window, ms since 1970; how far back a join has
@@ -75,6 +79,7 @@ class Examples:
     seen_rows: int
     latest: int | None = None
     lag_by_outcome: Mapping[str, Percentiles] | None = None
+    unknown: int = 0
 
     def body(self) -> dict[str, Any]:
         """As it is journalled."""
@@ -128,18 +133,29 @@ def join(
         index.refuse_outdated(known.seen_path)
     past = Horizon(history, root, policy, window, topics.events, topics.labels)
     grid = Grid((policy.start - _EPOCH) // _MS, policy.every // _MS, horizon // _MS, past.number)
+    negative_from = _negative_from(history.refresh(), policy, topics.labels, window, grid) if negative_if_absent else None
     folder = store.window_folder(history.task, window)
     with store.attempt(root, folder) as attempt:
-        made, files = _make(past, grid, topics, negative_if_absent, folder, attempt)
+        made, files = _make(past, grid, topics, negative_from, folder, attempt)
         with store.locked(root / folder):  # two that join it: the second must not write over what the first has promised
             if (known := find_examples(history.refresh(), window)) is not None:
                 _check_same(known, made)
             for path, file in files.items():
                 store.publish(file, root, path)
-            store.settle(root, folder)
+            settle(root / folder)
             entry = history.once(JOINED, made.body(), actor=actor, at=now)
     _check_same(Examples.of(entry.body), made)
     return made
+
+
+def _negative_from(history: History, policy: WindowPolicy, labels: str, window: str, grid: Grid) -> int:
+    """Of events that arrived before it, in ms since 1970, a label that counts here may be in an accepted gap.
+
+    A label lies within the horizon of its event's arrival, and before the end of the window it was sealed in. Refresh the
+    history after the seals were seen: a sealed window gets no further gap, so the answer is the same for ever.
+    """
+    lacking = [name for name in touched(history, (labels,)) if name <= window]
+    return (window_bounds(policy, lacking[-1])[1] - _EPOCH) // _MS + grid.horizon if lacking else NEVER
 
 
 def _check_same(known: Examples, made: Examples) -> None:
@@ -148,8 +164,8 @@ def _check_same(known: Examples, made: Examples) -> None:
         if found != digest:
             raise SealDiffers(
                 f"window {known.window}: joined again, {path} has sha256 {found[:16]}, the journal says {digest[:16]}: "
-                "the task's label_horizon or negative_if_absent, or pyarrow, has changed. Joined examples never "
-                "change: bring the old setting back, or restore the file from a backup"
+                "the task's label_horizon or negative_if_absent, pyarrow or the layout of the files has changed. Joined "
+                "examples never change: bring the old setting back, or restore the file from a backup"
             )
 
 
@@ -157,7 +173,7 @@ def _check_same(known: Examples, made: Examples) -> None:
 
 
 def _make(
-    past: Horizon, grid: Grid, topics: Topics, negative_if_absent: bool, folder: str, attempt: Path
+    past: Horizon, grid: Grid, topics: Topics, negative_from: int | None, folder: str, attempt: Path
 ) -> tuple[Examples, dict[str, Path]]:
     """The examples, and their files: path in the store -> where the file was made, inside `attempt`."""
     found = match(
@@ -169,12 +185,13 @@ def _make(
     matured, labelled = len(found.mature), found.chosen >= 0
     with_label = int(labelled.sum())
     lag = found.labels.at[found.chosen[labelled]] - found.mature.at[labelled]
-    table, outcome = _table(past, found, grid, topics, negative_if_absent)
+    table, outcome = _table(past, found, grid, topics, negative_from)
     made = {f"{folder}/examples.parquet": attempt / "examples.parquet", f"{folder}/{index.NAME}": attempt / index.NAME}
     (path, examples_file), (index_path, index_file) = made.items()
     with store.RowGroups(examples_file, table.schema) as writer:
         writer.add(table)
     blocks = past.blocks()
+    left_out = matured - table.num_rows
     seen_rows = matured + sum(map(len, blocks))
     block = seen.merged(blocks, found.hashes)
     examples = Examples(
@@ -183,7 +200,7 @@ def _make(
         sha256=writer.sha256,
         examples=table.num_rows,
         events_matured=matured,
-        unlabelled=0 if negative_if_absent else matured - with_label,
+        unlabelled=left_out if negative_from is None else 0,
         labels=past.rows(topics.labels),
         duplicate_events=found.duplicate_events,
         duplicate_labels=found.duplicate_labels,
@@ -197,18 +214,18 @@ def _make(
         seen_rows=seen_rows,
         latest=past.latest,
         lag_by_outcome=_by_outcome(lag, outcome),
+        unknown=0 if negative_from is None else left_out,
     )
     return examples, made
 
 
 def _table(
-    past: Horizon, found: Match, grid: Grid, topics: Topics, negative_if_absent: bool
+    past: Horizon, found: Match, grid: Grid, topics: Topics, negative_from: int | None
 ) -> tuple[pa.Table, pa.ChunkedArray | None]:
     """The examples, and the first label column: one value for each event with a label, in the order of `found`."""
-    labelled = found.chosen >= 0
-    events, used = found.mature, found.chosen
-    if not negative_if_absent:
-        events, used = events.take(labelled), used[labelled]
+    labelled, negatives = found.chosen >= 0, negative_from is not None
+    kept = labelled if negative_from is None else found.mature.at >= negative_from
+    events, used = found.mature.take(kept), found.chosen[kept]
     table = past.payload(topics.events, events.places)
     order = _by_arrival(events.at, table[EVENT_ID])
     table, at, used = table.take(pa.array(order)), events.at[order], used[order]
@@ -225,8 +242,8 @@ def _table(
     table = table.append_column(pa.field("_matured", moment, nullable=False), _moments(at + grid.horizon))
     values = label.take(pa.array(place[used], mask=absent))
     for field, column in zip(label.schema, values.columns, strict=True):
-        table = table.append_column(field.with_nullable(field.nullable or negative_if_absent), column)
-    label_at = pa.field("_label_at", moment, nullable=negative_if_absent)
+        table = table.append_column(field.with_nullable(field.nullable or negatives), column)
+    label_at = pa.field("_label_at", moment, nullable=negatives)
     table = table.append_column(label_at, _moments(np.append(found.labels.at, 0)[used], absent))
     table = table.append_column(pa.field("_label_absent", pa.bool_(), nullable=False), pa.array(absent))
     outcome = label.column(0).take(pa.array(place[found.chosen[labelled]])) if label.num_columns else None

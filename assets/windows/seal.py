@@ -27,6 +27,7 @@ from assets.windows.cut import Cut, check_identity, find_cut, rewritten
 from assets.windows.gap import accepted_gaps
 from assets.windows.history import SEALED, History
 from assets.windows.part import CURE, REJECT_SCHEMA, PartJob, SealedPart, TooManyRejects, reasons
+from security.disk import settle
 from security.journal import Conflict
 
 Gaps = Mapping[tuple[str, int], list[tuple[int, int]]]
@@ -179,7 +180,7 @@ def seal(
             _check_still(history, made, gaps)
             for path, file in files.items():
                 store.publish(file, root, path)
-            store.settle(root, folder)
+            settle(root / folder)
             return _enter(history, made, gaps, actor=actor, now=now)
 
 

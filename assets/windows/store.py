@@ -18,11 +18,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from security import disk
+from security.disk import settle
+
 ROWS_PER_GROUP = 65_536
-LAYOUT = 2  # of the Parquet files; another one gives other bytes for the same rows
+BYTES_PER_GROUP = 64 << 20  # of values, before they are packed: rows of up to 1 kB are not touched by it
+LAYOUT = 3  # of the Parquet files; another one gives other bytes for the same rows
 
 LOCK_SECONDS = 30.0  # the lock of a folder is held while old attempts are swept, usually for milliseconds
 
@@ -42,27 +49,21 @@ def window_folder(task: str, window: str) -> str:
     return f"{task}/windows/{window.replace(':', '')}"
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as one Parquet file: fixed settings, no trace of how the rows came in."""
-    sink = pa.BufferOutputStream()
-    with _writer(sink, table.schema) as writer:
-        for start in range(0, table.num_rows, ROWS_PER_GROUP):
-            writer.write_table(_plain(table.slice(start, ROWS_PER_GROUP)))
-    return bytes(sink.getvalue())
-
-
 class RowGroups:
-    """The same file written a row group at a time, so that memory does not grow with it. A context manager.
+    """A Parquet file written a row group at a time, so that memory does not grow with it. A context manager.
 
-    On leaving without an error the file is whole and flushed to the disk; `rows` and `sha256` are its own. The bytes
-    are those of `parquet_bytes` for all rows together, however they were added.
+    A group ends where the next row would be more than ROWS_PER_GROUP rows or BYTES_PER_GROUP bytes of values; a larger
+    row is one of its own. So the bytes depend on the rows alone, however they were added. On leaving without an error
+    the file is whole and flushed to the disk; `rows` and `sha256` are its own.
     """
 
     def __init__(self, file: Path, schema: pa.Schema) -> None:
         self._out, self._digest = file.open("wb"), hashlib.sha256()
         self._schema = schema
+        self._varying = [number for number, kind in enumerate(schema.types) if not pa.types.is_primitive(kind)]
+        self._fixed = sum(kind.bit_width for kind in schema.types if pa.types.is_primitive(kind)) // 8
         self._waiting: list[pa.Table] = []
-        self._count = 0
+        self._count = self._most = 0
         self.rows, self.sha256 = 0, ""
 
     def __enter__(self) -> RowGroups:
@@ -73,14 +74,15 @@ class RowGroups:
         """Rows that come next. Raises OSError when the disk does not take them."""
         self._waiting.append(table)
         self._count += table.num_rows
+        self._most += self._at_most(table)
         self.rows += table.num_rows
-        if self._count >= ROWS_PER_GROUP:
-            self._write(self._count // ROWS_PER_GROUP)
+        if self._count >= ROWS_PER_GROUP or self._most > BYTES_PER_GROUP:
+            self._write()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if error is None:
-                self._write(-(-self._count // ROWS_PER_GROUP))
+                self._write(last=True)
                 self._writer.close()
                 with self._named():
                     self._out.flush()
@@ -89,14 +91,31 @@ class RowGroups:
         finally:
             self._out.close()
 
-    def _write(self, groups: int) -> None:
-        waiting = pa.concat_tables(self._waiting) if self._waiting else None
-        if waiting is None:
-            return
-        for number in range(groups):
-            self._writer.write_table(_plain(waiting.slice(number * ROWS_PER_GROUP, ROWS_PER_GROUP)))
-        rest = waiting.slice(groups * ROWS_PER_GROUP)
+    def _write(self, *, last: bool = False) -> None:
+        """The groups that are full; at the end what is left, too."""
+        rest = pa.concat_tables(self._waiting) if self._waiting else self._schema.empty_table()
+        while rest.num_rows:
+            group = rest.slice(0, ROWS_PER_GROUP)
+            rows = self._fitting(group)
+            if not last and rows == rest.num_rows < ROWS_PER_GROUP:
+                break
+            self._writer.write_table(_plain(group.slice(0, rows)))
+            rest = rest.slice(rows)
         self._waiting, self._count = ([rest] if rest.num_rows else []), rest.num_rows
+        self._most = self._at_most(rest)
+
+    def _fitting(self, table: pa.Table) -> int:
+        """How many of the first rows are not too many bytes for one group; at least one."""
+        if self._most <= BYTES_PER_GROUP or self._at_most(table) <= BYTES_PER_GROUP:
+            return int(table.num_rows)
+        lengths = np.full(table.num_rows, self._fixed)
+        for number in self._varying:
+            lengths += _lengths(table.column(number))
+        return max(1, int(np.searchsorted(np.cumsum(lengths), BYTES_PER_GROUP, side="right")))
+
+    def _at_most(self, table: pa.Table) -> int:
+        """Bytes of the values without a look at each: Arrow counts a few bytes a row too many, never too few."""
+        return self._fixed * table.num_rows + sum(table.column(number).nbytes for number in self._varying)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -120,6 +139,14 @@ class RowGroups:
 
     def tell(self) -> int:
         return self._out.tell()
+
+
+def _lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Bytes of each value of a column of text, bytes or lists of numbers, 0 of a null, (n,)."""
+    plain = pa.types.is_string(column.type) or pa.types.is_binary(column.type)
+    found = pc.binary_length(column) if plain else pc.list_value_length(column)
+    width = 1 if plain else column.type.value_type.bit_width // 8
+    return found.fill_null(0).to_numpy().astype(np.int64) * width
 
 
 def _writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
@@ -160,28 +187,8 @@ def sha256(payload: bytes) -> str:
 
 def put(root: Path, path: str, payload: bytes) -> str:
     """Write the file: a temporary name beside it, flushed to the disk, renamed. Returns its sha256."""
-    target = root / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    disk.put(root / path, payload)
     return sha256(payload)
-
-
-def settle(root: Path, folder: str) -> None:
-    """Flush the names in a folder to the disk: after this, a journal entry may promise that the files are there."""
-    handle = os.open(root / folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -193,7 +200,7 @@ def attempt(root: Path, folder: str) -> Iterator[Path]:
     home = root / folder
     home.mkdir(parents=True, exist_ok=True)
     for parent in reversed(Path(folder).parents):  # else a power cut takes the name of the folder, and all that is in it
-        settle(root, str(parent))
+        settle(root / parent)
     with locked(home):  # else a sweeper could meet the new folder before it is locked
         for old in home.glob(f"{_ATTEMPT}*"):
             _sweep(old)

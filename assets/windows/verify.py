@@ -8,13 +8,14 @@ differs, not what to do about it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
 from assets.stream.formats import ValueFormat
+from assets.stream.header_columns import PREFIX as HEADER
 from assets.stream.log import EventLog, IdentityChanged, OffsetsGone, StreamUnreachable
 from assets.windows import store
 from assets.windows.clock import NotDue
@@ -110,7 +111,9 @@ def _deep(
             elif found.sha256 == file.sha256:
                 yield Finding(f"{file.path} again", "same", f"{file.rows} rows, the same bytes")
             else:
-                yield _compare(root / file.path, places[file.path], f"{file.path} again")
+                compared = _compare(root / file.path, places[file.path], f"{file.path} again")
+                cause = _other_format(sealed, file, formats) if compared.state == "differs" else ""
+                yield replace(compared, detail=compared.detail + cause)
         for path in again:
             yield Finding(f"{path} again", "differs", "the log gives this file now, and the journal has none")
 
@@ -124,9 +127,29 @@ def _compare(kept: Path, made: Path, place: str) -> Finding:
         return Finding(place, "same", f"{old.num_rows} rows, the same values in other bytes (another pyarrow or layout)")
     offsets = [set(table["_offset"].to_pylist()) for table in (old, new)]
     lost, more = sorted(offsets[0] - offsets[1]), sorted(offsets[1] - offsets[0])
+    cause = _other_columns(old.schema.names, new.schema.names)
     if lost or more:
-        return Finding(place, "differs", f"offsets only in the file: {lost[:3]}, only in the log: {more[:3]}")
-    return Finding(place, "differs", f"columns that differ: {', '.join(_columns(old, new))}")
+        return Finding(place, "differs", f"offsets only in the file: {lost[:3]}, only in the log: {more[:3]}{cause}")
+    return Finding(place, "differs", f"columns that differ: {', '.join(_columns(old, new))}{cause}")
+
+
+def _other_columns(old: list[str], new: list[str]) -> str:
+    """The settings that gave a file other columns than it would have now; "" when it has the same."""
+    headers = [[name.removeprefix(HEADER) for name in names if name.startswith(HEADER)] for names in (old, new)]
+    if headers[0] != headers[1]:
+        return f"; it was sealed with [stream] headers = {headers[0]}, now it is {headers[1]}"
+    events = [any(name.startswith("_ce_") for name in names) for names in (old, new)]
+    if events[0] != events[1]:
+        return f"; it was sealed with [stream] cloudevents = {str(events[0]).lower()}, now it is {str(events[1]).lower()}"
+    return "; the task's schema has other fields than at the seal" if old != new else ""
+
+
+def _other_format(sealed: SealedWindow, file: SealedFile, formats: Mapping[str, ValueFormat]) -> str:
+    """Only values with a schema's id leave ids in the journal, and rows of such values always do."""
+    if file.topic is None or not file.rows:
+        return ""
+    old, new = "confluent" if sealed.schema_ids.get(file.topic) else "json", formats[file.topic].values
+    return "" if old == new else f'; it was sealed with [stream] events_format or labels_format = "{old}", now it is "{new}"'
 
 
 def _columns(old: pa.Table, new: pa.Table) -> list[str]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.expected import expected
+
 if TYPE_CHECKING:
     from pipelines.settings import Settings
 
@@ -88,16 +90,7 @@ def main(words: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
-        if not _expected(error):
+        if not expected(error):
             raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
-
-
-def _expected(error: Exception) -> bool:
-    """Errors of our own carry value, limit and cure, and a system's word on a file names it: permission, space, place.
-
-    Anything else is a defect and keeps its traceback.
-    """
-    rooms = ("pipelines", "assets", "monitoring", "models", "security")
-    return type(error).__module__.split(".")[0] in rooms or (isinstance(error, OSError) and error.filename is not None)

@@ -1,4 +1,4 @@
-"""`headgate config show`: the effective settings, as the file, the environment and the defaults make them."""
+"""`headgate config show`: the effective settings, as the files, the environment and the defaults make them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_context
 def show(ctx: click.Context, as_json: bool) -> None:
-    """Print every setting with its effective value; secrets as stars."""
+    """Print every setting with its effective value, also of what client_properties names; secrets as stars."""
+    from pipelines.connection import in_effect
+    from pipelines.settings import toml_of
+
     settings = settings_from(ctx)
-    if as_json:
-        click.echo(json.dumps({**settings.shown(), "digest": settings.digest()}, indent=2))
-        return
-    click.echo(settings.as_toml(), nl=False)
+    shown = settings.shown()
+    shown["stream"] |= in_effect(settings.stream)
+    click.echo(json.dumps({**shown, "digest": settings.digest()}, indent=2) if as_json else toml_of(shown), nl=as_json)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import getpass
 import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.cli import settings_from
+
+if TYPE_CHECKING:
+    from assets.windows.gap import Gap
+    from assets.workspace import Workspace
 
 
 @click.command("accept-gap")
@@ -34,6 +40,7 @@ def accept_gap(
             workspace.history, workspace.log, workspace.store, window_name, topic, partition, reason=reason,
             now=workspace.now(), actor=who,
         )  # fmt: skip
+        left = _settle(workspace, gaps, reason, who)
     for gap in gaps:
         if as_json:
             shown = ("window", "topic", "partition", "start", "end", "resume_at", "reason", "actor")
@@ -42,3 +49,39 @@ def accept_gap(
         lost = f"[{gap.start}, {gap.end}) accepted as lost, {gap.end - gap.start} offsets"
         then = "" if gap.resume_at is None else f"; the next cut begins at {gap.resume_at}"
         click.echo(f"window {gap.window}  {gap.topic} partition {gap.partition}: {lost}{then}")
+    for lack in left:
+        click.echo(f"the alarm stream_gap stays open: {lack}", err=True)
+
+
+def _settle(workspace: Workspace, gaps: list[Gap], reason: str, actor: str) -> list[str]:
+    """Acknowledge the alarms of windows that lack only what is accepted now; what the others still lack."""
+    from monitoring.alarms import acknowledge, open_alarms
+
+    journal, task, left = workspace.journal, workspace.task.name, []
+    alarmed = {alarm.window for alarm in open_alarms(journal, task) if alarm.kind == "stream_gap"}
+    for window in sorted(alarmed & {gap.window for gap in gaps}):
+        if lacks := list(_lacks(workspace, window)):
+            left += lacks
+            continue
+        why = f"gap accepted: {reason}"
+        acknowledge(journal, task, kind="stream_gap", window=window, reason=why, at=workspace.now(), actor=actor)
+    return left
+
+
+def _lacks(workspace: Workspace, window: str) -> Iterator[str]:
+    """What a window that is cut has lost and nobody accepted, a sentence for each place."""
+    from assets.stream.log import gone
+    from assets.windows.cut import find_cut
+    from assets.windows.gap import accepted_gaps
+    from assets.windows.proof import pieces
+
+    if (decided := find_cut(workspace.history.refresh(), window)) is None:
+        return
+    accepted = accepted_gaps(workspace.history, window)
+    for topic, ranges in decided.topics.items():
+        bounds = workspace.log.bounds(topic, decided.end).partitions
+        for part, span in ranges.partitions.items():
+            here = (bounds[part].earliest, bounds[part].latest)
+            for start, end, there in pieces(*span, tuple(accepted.get((topic, part), ()))):
+                if there and (error := gone(topic, part, start, end, here)):
+                    yield str(error)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from models.split import Routing
 from pipelines.gateway.shelf import Place
+from security import disk
 
 logger = logging.getLogger("headgate.gateway")
 
@@ -28,14 +28,8 @@ class LastGood:
     def write(self, routing: Routing, places: Mapping[str, Place]) -> None:
         """Replace the file whole: written beside it, fsynced, renamed."""
         body = {"routing": asdict(routing), "places": [asdict(place) for place in places.values()]}
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("w") as file:
-                json.dump(body, file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path)
+            disk.put(self.path, json.dumps(body).encode())
         except OSError as error:
             logger.warning("the last good routing could not be kept in %s: %s", self.path, error)
 

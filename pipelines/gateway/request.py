@@ -1,21 +1,20 @@
 """Reads one event from a request body, strictly, by the task's own event schema.
 
-Every field of the schema must be there with its JSON type, nothing else may be; NaN, infinity, duplicate names and
-numbers that do not fit the column are refused with the name of the field. What comes out is what training saw: arrays
-of length 1 with the column's numpy type. It does not know the task's `encode`, the token or the model.
+What a JSON object is and what a field may hold is decided where the stream decides it (assets.stream.document), so an
+event that is refused here would be rejected there. A missing measurement (null in a nullable float) is NaN to `encode`,
+as in training; no other null is an event. What comes out is what training saw: arrays of length 1 with the column's numpy
+type. It does not know the task's `encode`, the token or the model.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
 from typing import Any
 
 import numpy as np
 
+from assets.stream.document import Poison, SchemaRefused, document, is_float, reader
 from pipelines.gateway.answer import Refused
 
 UNIT = "unit"
@@ -26,13 +25,9 @@ class SchemaUnusable(ValueError):
     """The task's event schema has a column that no JSON request can carry."""
 
 
-class _Wrong(Exception):
-    """A value does not fit its column; the text says what was wanted."""
-
-
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One field of the schema: `read` turns a JSON value into an array of length 1, or raises _Wrong.
+    """One field of the schema: `read` turns a JSON value into an array of length 1, or raises Poison.
 
     `wanted` says in words, `shape` as JSON schema, what may be sent.
     """
@@ -69,8 +64,8 @@ class RequestReader:
         for name, column in self.columns.items():
             try:
                 columns[name] = column.read(fields[name])
-            except _Wrong as wrong:
-                raise _field(name, f"field {name!r} is {wrong}; send {column.wanted}") from None
+            except Poison as poison:
+                raise _field(name, f"field {name!r}: {poison}; send {column.wanted}") from None
         event_id = _text(fields["event_id"], "event_id")
         return Request(event_id, self._unit(fields, given, event_id), columns)
 
@@ -99,29 +94,9 @@ def _field(name: str, message: str) -> Refused:
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_no_twins)
-    except Refused:
-        raise
-    except RecursionError:
-        raise Refused(400, "invalid_json", "the body is nested too deeply; send one flat JSON object") from None
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer beyond 4,300 digits
-        raise Refused(400, "invalid_json", f"the body is not JSON: {str(error)[:200]}; send one JSON object") from None
-    if not isinstance(value, dict):
-        raise Refused(400, "invalid_json", f"the body is a JSON {type(value).__name__}; send one JSON object")
-    return value
-
-
-def _no_constant(text: str) -> Any:
-    raise Refused(400, "invalid_json", f"the body holds {text}, which JSON does not have; send finite numbers")
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
-        raise Refused(400, "invalid_json", f"the name {twin[:80]!r} appears twice in one object; send it once")
-    return found
+        return document(body)
+    except Poison as poison:
+        raise Refused(400, "invalid_json", f"the body is refused: {poison}; send one JSON object in UTF-8") from None
 
 
 def _text(value: Any, name: str) -> str:
@@ -136,119 +111,54 @@ def _text(value: Any, name: str) -> str:
 
 
 def _column(field: Any) -> Column:
-    import pyarrow.types as kinds
-
-    kind = field.type.value_type if kinds.is_dictionary(field.type) else field.type
-    if kinds.is_string(kind) or kinds.is_large_string(kind):
-        return Column(field.name, "a text", _read_text, {"type": "string"})
-    if kinds.is_boolean(kind):
-        return Column(field.name, "true or false", _read_bool, {"type": "boolean"})
-    if kinds.is_timestamp(kind):
-        moment = {"type": "string", "format": "date-time"}
-        return Column(field.name, "an ISO 8601 time with its zone", _time_reader(kind.unit), moment)
-    if kinds.is_date(kind):
-        return Column(field.name, "an ISO 8601 date", _read_date, {"type": "string", "format": "date"})
-    if kinds.is_fixed_size_list(kind) and _is_number(kind.value_type):
-        return _vector(field.name, kind.value_type, kind.list_size)
-    if _is_number(kind):
-        wanted, number, shape = _number(kind)
-        dtype = np.dtype(kind.to_pandas_dtype())
-        if field.nullable and dtype.kind == "f":  # absent in training too: a missing measurement is NaN to `encode`
-            return _measurement(field.name, wanted, number, shape, dtype)
-        return Column(field.name, wanted, lambda value: np.array([number(value)], dtype=dtype), shape)
-    raise SchemaUnusable(
-        f"event field {field.name!r} has type {field.type}, which a JSON request cannot carry; use text, bool, "
-        "integer, float, timestamp, date or a fixed-size list of numbers"
-    )
-
-
-def _measurement(
-    name: str, wanted: str, number: Callable[[Any], int | float], shape: Mapping[str, Any], dtype: np.dtype[Any]
-) -> Column:
-    def read(value: Any) -> np.ndarray:
-        return np.array([np.nan if value is None else number(value)], dtype=dtype)
-
-    return Column(name, f"{wanted} or null", read, {**shape, "type": [shape["type"], "null"]})
-
-
-def _is_number(kind: Any) -> bool:
-    import pyarrow.types as kinds
-
-    return bool(kinds.is_integer(kind) or kinds.is_float32(kind) or kinds.is_float64(kind))
-
-
-def _number(kind: Any) -> tuple[str, Callable[[Any], int | float], Mapping[str, Any]]:
-    dtype = np.dtype(kind.to_pandas_dtype())
-    if dtype.kind == "f":
-        largest = float(np.finfo(dtype).max)
-        return "a finite number", lambda value: _read_float(value, largest), {"type": "number"}
-    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-    shape = {"type": "integer", "minimum": low, "maximum": high}
-    return f"a whole number from {low} to {high}", lambda value: _read_int(value, low, high), shape
-
-
-def _vector(name: str, kind: Any, size: int) -> Column:
-    wanted, number, item = _number(kind)
-    dtype = np.dtype(kind.to_pandas_dtype())
-    shape = {"type": "array", "items": item, "minItems": size, "maxItems": size}
-
-    def read(value: Any) -> np.ndarray:
-        if not isinstance(value, list) or len(value) != size:
-            raise _Wrong(f"a list of {len(value)}" if isinstance(value, list) else _kind_of(value))
-        return np.array([[number(item) for item in value]], dtype=dtype)
-
-    return Column(name, f"a list of {size} numbers, each {wanted}", read, shape)
-
-
-def _kind_of(value: Any) -> str:
-    names = {type(None): "null", bool: "a boolean", str: "a text", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
-
-
-def _read_text(value: Any) -> np.ndarray:
-    if not isinstance(value, str):
-        raise _Wrong(_kind_of(value))
-    return np.array([value], dtype=object)
-
-
-def _read_bool(value: Any) -> np.ndarray:
-    if not isinstance(value, bool):
-        raise _Wrong(_kind_of(value))
-    return np.array([value])
-
-
-def _read_int(value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _Wrong("a number with a fraction" if isinstance(value, float) else _kind_of(value))
-    if not low <= value <= high:
-        raise _Wrong("out of range")
-    return value
-
-
-def _read_float(value: Any, largest: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Wrong(_kind_of(value))
-    if not -largest <= value <= largest:  # 1e309 arrives as infinity
-        raise _Wrong("out of range")
-    return float(value)
-
-
-def _time_reader(unit: str) -> Callable[[Any], np.ndarray]:
-    def read(value: Any) -> np.ndarray:
-        try:
-            moment = datetime.fromisoformat(value)
-        except (TypeError, ValueError):
-            raise _Wrong(_kind_of(value) + " that is no time") from None
-        if moment.tzinfo is None:
-            raise _Wrong("a time without a zone")
-        seconds = (moment - datetime.fromisoformat("1970-01-01T00:00:00+00:00")).total_seconds()
-        return np.array([math.floor(seconds * 1e6)], dtype="datetime64[us]").astype(f"datetime64[{unit}]")
-
-    return read
-
-
-def _read_date(value: Any) -> np.ndarray:
     try:
-        return np.array([date.fromisoformat(value)], dtype="datetime64[D]")
-    except (TypeError, ValueError):
-        raise _Wrong(_kind_of(value) + " that is no date") from None
+        convert = reader(field.with_nullable(False))
+    except SchemaRefused as error:
+        raise SchemaUnusable(f"event {error}") from None
+    wanted, shape, dtype = _described(field.type)
+    if dtype.kind == "M":
+        return Column(field.name, wanted, lambda value: _moment(convert(value), dtype), shape)
+    if field.nullable and is_float(field.type):
+        either = {**shape, "type": [shape["type"], "null"]}
+        return Column(field.name, f"{wanted} or null", lambda value: _array(_or_nan(convert, value), dtype), either)
+    return Column(field.name, wanted, lambda value: _array(convert(value), dtype), shape)
+
+
+def _or_nan(convert: Callable[[Any], Any], value: Any) -> Any:
+    return np.nan if value is None else convert(value)
+
+
+def _array(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    found = np.array([value], dtype=dtype)
+    return found + dtype.type(0) if dtype.kind == "f" else found  # without a negative zero, as in the stream
+
+
+def _moment(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    naive = value.replace(tzinfo=None) if hasattr(value, "tzinfo") else value
+    return np.array([naive], dtype="datetime64[us]").astype(dtype)
+
+
+def _described(kind: Any) -> tuple[str, dict[str, Any], np.dtype[Any]]:
+    """What may be sent, in words and as JSON schema, and the numpy type of the column."""
+    import pyarrow.types as kinds
+
+    if kinds.is_string(kind):
+        return "a text", {"type": "string"}, np.dtype(object)
+    if kinds.is_boolean(kind):
+        return "true or false", {"type": "boolean"}, np.dtype(bool)
+    if kinds.is_timestamp(kind):
+        wanted = f"an ISO 8601 time {'with its' if kind.tz else 'without a'} zone"
+        return wanted, {"type": "string", "format": "date-time"}, np.dtype(f"datetime64[{kind.unit}]")
+    if kinds.is_date32(kind):
+        return "an ISO 8601 date", {"type": "string", "format": "date"}, np.dtype("datetime64[D]")
+    if kinds.is_integer(kind):
+        dtype = np.dtype(kind.to_pandas_dtype())
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        return f"a whole number from {low} to {high}", {"type": "integer", "minimum": low, "maximum": high}, dtype
+    if kinds.is_fixed_size_list(kind):
+        item, size = _described(kind.value_type), kind.list_size
+        ends = {"minItems": size, "maxItems": size}
+        return f"a list of {size} numbers, each {item[0]}", {"type": "array", "items": item[1], **ends}, item[2]
+    if kinds.is_list(kind):
+        raise SchemaUnusable("an event field is a list of any length, which no column of numbers holds: give it a size")
+    return "a finite number", {"type": "number"}, np.dtype(kind.to_pandas_dtype())

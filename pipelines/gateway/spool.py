@@ -18,6 +18,7 @@ from pathlib import Path
 
 from assets.stream.log import MAX_RECORD_BYTES, Outgoing
 from pipelines.gateway.segment import START, Segment, begin, find, frame, frames, note_taken, write
+from security.disk import settle
 
 SPOOL_BYTES = 256 << 20  # 600,000 rows of 400 bytes: ten minutes without Kafka at 1,000 requests a second
 SEGMENT_BYTES = 4 << 20
@@ -79,7 +80,7 @@ class Spool:
             if (lock := _lock(folder)) is not None:
                 try:
                     for parent in (root, root.parent):  # a power cut must not take the folder's name
-                        _sync_folder(parent)
+                        settle(parent)
                     return cls(folder, lock, limit)
                 except BaseException:
                     os.close(lock)
@@ -304,11 +305,3 @@ def _lock(folder: Path) -> int | None:
         raise
     os.close(handle)
     return None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

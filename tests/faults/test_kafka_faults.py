@@ -270,7 +270,7 @@ def test_an_unclean_election_under_a_sealed_window_is_found_and_no_record_is_in_
         cluster.kill(leader)
         cluster.restart(follower)
         wait_for(lambda: cluster.leader(topic) == follower, cluster.nodes[follower].log)
-        (lost,) = findings(stream)["gone"]
+        (lost,) = findings(stream)["differs"]
         assert f"offsets [10, 15) of '{topic}' partition 0 are not there: the log ends at 10" in lost.detail
         log.append(topic, [event(f"new{number}", 70) for number in range(3)])
         with pytest.raises(OffsetsGone, match=r"ends at offset 13, the last cut ended at 15.*accept-gap"):

@@ -7,20 +7,23 @@ in test_kafka_faults.py, a process that hangs whatever the path in test_part.py.
 
 from __future__ import annotations
 
+import random
 import time
 from contextlib import closing
 
 import pytest
 
+from assets.stream import kafka as kafka_log
 from assets.stream.kafka import KafkaLog
-from assets.stream.log import StreamUnreachable
+from assets.stream.log import Outgoing, StreamUnreachable
 from assets.windows import crew
+from tests.faults import bad_path
 from tests.faults.bad_path import BadPath
 from tests.faults.undisturbed import Undisturbed, fill, left_over, sealed_nothing, small_fetches
 from tests.windows import Stream, new_topics
 
 LIMIT = 2.0  # seconds a client waits for an answer
-LATEST = 4 * LIMIT + 2  # seconds within which a seal ends: a client is given up and another opened, each within its limit
+LATEST = 8 * LIMIT + 2  # seconds within which a seal ends: each of three sizes of an answer is waited for, and asked about
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,20 @@ def test_a_path_that_breaks_now_and_then_and_becomes_slow_changes_no_byte(world,
         stream.run(0)
         assert path.met == sorted(bad)
         world.check(stream)
+
+
+def test_a_link_too_slow_for_a_large_answer_is_asked_for_smaller_ones(kafka, topic, monkeypatch, caplog):
+    """40 kB/s: all of it takes 2 s, and 1 s is the limit; 8 KiB arrive in a fifth of that."""
+    monkeypatch.setattr(bad_path, "PAUSE", 0.1)
+    monkeypatch.setattr(kafka_log, "FETCH_BYTES", (8 << 20, 8 << 10))
+    sent = [Outgoing(None, random.Random(number).randbytes(4_000), 1) for number in range(20)]
+    with BadPath(kafka, {1: "slow"}) as path, closing(KafkaLog(path.bootstrap, timeout=1.0)) as log:
+        log.create_topic(topic, 1)
+        for record in sent:
+            log.append(topic, [record])
+        found = [record.value for batch in log.read(topic, 0, 0, len(sent)) for record in batch]
+    assert found == [record.value for record in sent]
+    assert caplog.text.count("from now on at most 8 KiB are asked for at once") == 1
 
 
 SLOW = [pytest.param(kind, raw, marks=pytest.mark.slow) for kind, raw in (("stops", True), ("dies", False), ("drips", False))]

@@ -118,6 +118,5 @@ class FaultAt:
 
 def small_fetches(monkeypatch) -> None:
     """Answers of a few record batches instead of 8 MiB, for clients that are opened from now on in this process."""
-    settings = kafka_log.consumer_settings
-    monkeypatch.setattr(kafka_log, "consumer_settings", lambda: {**settings(), "max_partition_fetch_bytes": FETCH})
+    monkeypatch.setattr(kafka_log, "FETCH_BYTES", (FETCH,))
 
