@@ -166,6 +166,7 @@ class Verifier:
     def _remember(self, fingerprint: bytes, verified: _Verified) -> None:
         # Only valid tokens get here, so a stranger cannot push others out; the oldest goes first.
         with self._lock:
+            self._cache.pop(fingerprint, None)  # two threads may have decoded it at once: it must not push two others out
             while len(self._cache) >= self._cache_size:
                 del self._cache[next(iter(self._cache))]
             self._cache[fingerprint] = verified

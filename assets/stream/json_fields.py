@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from assets.stream.batch import Ints
 from assets.stream.decode import floats
 from assets.stream.document import is_float, largest
-from assets.stream.spans import not_utf8
+from assets.stream.spans import high, not_utf8
 
 Bools = npt.NDArray[np.bool_]
 Convert = Callable[[pa.Array], tuple[pa.Array, Bools | None]]  # None = all rows are surely right
@@ -87,6 +87,8 @@ def _bools(array: pa.Array) -> Bools:
 
 def _texts(raw: pa.Array) -> tuple[pa.Array, Bools | None]:
     """pyarrow reads no escaped half of a surrogate pair, but lets pass any bytes that stand for themselves."""
+    if not len(high(raw)):
+        return raw, None
     try:
         raw.validate(full=True)
     except pa.ArrowInvalid:

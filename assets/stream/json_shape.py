@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class Shape:
     """raw: the fields, of the types string, bool, float64, int64, uint64 or list of float64; names: as they follow.
 
     fixed: the text before each value, ahead (fields,): its bytes up to `":`, behind (fields,): and from there on. end: the
-    text behind the last value, up to eight bytes.
+    text behind the last value, up to eight bytes. wanted, together: see those who make them.
     """
 
     raw: pa.Schema
@@ -50,6 +51,8 @@ class Shape:
     ahead: Ints
     behind: Ints
     end: bytes
+    wanted: list[_Wanted]
+    together: list[tuple[pa.DataType, list[int]]]
 
     def read(self, text: Bytes, edges: Ints) -> tuple[Ints, pa.Table]:
         """Which of the n values text[edges[i]:edges[i + 1]] have this shape and are JSON, and their fields as `raw`."""
@@ -65,7 +68,7 @@ class Shape:
         rows, begins, stops = self._places(text, words, edges)
         sure = np.ones(len(rows), dtype=np.bool_)
         columns = {}
-        for kind, same in self._together():
+        for kind, same in self.together:
             cells = _Cells(text, words, begins[:, same].reshape(-1), stops[:, same].reshape(-1))
             values, right = _values(cells, kind, self.comma)
             if not right.all():
@@ -74,14 +77,6 @@ class Shape:
                 columns[self.names[number]] = _every(values, place, len(same))
         table = pa.Table.from_arrays([columns[name] for name in self.raw.names], schema=self.raw)
         return (rows, table) if sure.all() else (rows[sure], table.filter(pa.array(sure)))
-
-    def _together(self) -> list[tuple[pa.DataType, list[int]]]:
-        """Fields that are read at once: a call costs as much as many values, but texts cost more to part again."""
-        found: dict[Any, list[int]] = {}
-        for number, name in enumerate(self.names):
-            kind = self.raw.field(name).type
-            found.setdefault(kind if pa.types.is_primitive(kind) else number, []).append(number)
-        return [(self.raw.field(self.names[same[0]]).type, same) for same in found.values()]
 
     @property
     def comma(self) -> str:
@@ -96,7 +91,7 @@ class Shape:
         stops[:, :-1] = closed[:, 1:] - self.ahead[1:]
         stops[:, -1] = end - len(self.end)
         fits = np.ones(len(rows), dtype=np.bool_)
-        for wanted in self._wanted():
+        for wanted in self.wanted:
             places = closed[:, wanted.fields] + wanted.offset
             if len(places) and (places[0].min() < 0 or places[-1].max() >= len(words)):
                 np.clip(places, 0, len(words) - 1, out=places)
@@ -109,19 +104,6 @@ class Shape:
         if not (ordered := begins < stops).all():
             fits &= ordered.all(axis=1)
         return (rows, begins, stops) if fits.all() else (rows[fits], begins[fits], stops[fits])
-
-    def _wanted(self) -> list[_Wanted]:
-        """The fixed texts as words, from their ends to their beginnings; without a `":` at the end, which has been found."""
-        known = [fixed[:-2] if behind == 2 else fixed for fixed, behind in zip(self.fixed, self.behind, strict=True)]
-        ends = np.where(self.behind == 2, 0, self.behind)
-        found = []
-        for back in range(8, max(map(len, known)) + 8, 8):
-            fields = np.array([number for number, text in enumerate(known) if len(text) > back - 8])
-            pieces = [known[number][max(0, len(known[number]) - back) : len(known[number]) - back + 8] for number in fields]
-            bits = np.array([int.from_bytes(piece.rjust(8, b"\0"), "little") for piece in pieces], dtype=np.uint64)
-            mask = np.array([2**64 - 256 ** (8 - len(piece)) for piece in pieces], dtype=np.uint64)
-            found.append(_Wanted(fields, ends[fields] - back, mask, bits))
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +135,32 @@ def shape_of(value: bytes, raw: pa.Schema) -> Shape | None:
         ahead.append(at - before.start())
     before_it = np.array(ahead, dtype=np.int64)
     behind = np.array([len(text) for text in fixed], dtype=np.int64) - before_it
-    return Shape(raw, tuple(names), tuple(fixed), before_it, behind, end[0])
+    return Shape(
+        raw, tuple(names), tuple(fixed), before_it, behind, end[0], _wanted(fixed, behind), _together(raw, names)
+    )  # fmt: skip
+
+
+def _wanted(fixed: Sequence[bytes], behind: Ints) -> list[_Wanted]:
+    """The fixed texts as words, from their ends to their beginnings; without a `":` at the end, which has been found."""
+    known = [text[:-2] if more == 2 else text for text, more in zip(fixed, behind, strict=True)]
+    ends = np.where(behind == 2, 0, behind)
+    found = []
+    for back in range(8, max(map(len, known)) + 8, 8):
+        fields = np.array([number for number, text in enumerate(known) if len(text) > back - 8])
+        pieces = [known[number][max(0, len(known[number]) - back) : len(known[number]) - back + 8] for number in fields]
+        bits = np.array([int.from_bytes(piece.rjust(8, b"\0"), "little") for piece in pieces], dtype=np.uint64)
+        mask = np.array([2**64 - 256 ** (8 - len(piece)) for piece in pieces], dtype=np.uint64)
+        found.append(_Wanted(fields, ends[fields] - back, mask, bits))
+    return found
+
+
+def _together(raw: pa.Schema, names: Sequence[str]) -> list[tuple[pa.DataType, list[int]]]:
+    """Fields that are read at once: a call costs as much as many values, but texts cost more to part again."""
+    found: dict[Any, list[int]] = {}
+    for number, name in enumerate(names):
+        kind = raw.field(name).type
+        found.setdefault(kind if pa.types.is_primitive(kind) else number, []).append(number)
+    return [(raw.field(names[same[0]]).type, same) for same in found.values()]
 
 
 def _names_closed(text: Bytes, edges: Ints, fields: int) -> tuple[Ints, Ints]:

@@ -56,12 +56,12 @@ def binary(data: bytes | npt.NDArray[np.uint8], starts: Ints, lengths: Ints) -> 
 def texts(raw: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     """A binary array, not sliced, as text; and which values are no UTF-8, (n,): those have backslashes for their bytes."""
     wrong = np.zeros(len(raw), dtype=np.bool_)
-    if len(high := _high(raw)):  # an array of ASCII alone, which most are, needs no look at its values
+    if len(places := high(raw)):  # an array of ASCII alone, which most are, needs no look at its values
         try:
             return raw.cast(pa.string()), wrong
         except pa.ArrowInvalid:
             edges = np.frombuffer(raw.buffers()[1], np.int32)[: len(raw) + 1]
-            rows = np.unique(np.searchsorted(edges, high, "right") - 1)
+            rows = np.unique(np.searchsorted(edges, places, "right") - 1)
         wrong[rows] = [not_utf8(raw[row].as_py()) is not None for row in rows.tolist()]
         shown = [raw[row].as_py().decode(errors="backslashreplace").encode() for row in np.flatnonzero(wrong).tolist()]
         raw = pc.replace_with_mask(raw, pa.array(wrong), pa.array(shown, pa.binary()))
@@ -77,7 +77,7 @@ def not_utf8(value: bytes) -> int | None:
     return None
 
 
-def _high(raw: pa.Array) -> Ints:
+def high(raw: pa.Array) -> Ints:
     """Where in the array's bytes one is that is not ASCII."""
     data = np.frombuffer(raw.buffers()[2] or b"", np.uint8)
     return np.flatnonzero(data >= 0x80) if int(data.max(initial=0)) >= 0x80 else np.empty(0, np.int64)
