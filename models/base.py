@@ -115,7 +115,7 @@ def auto_clip(
     `columns` must be public: the clip is a choice that every later noise depends on. At most `sample` evenly spaced
     rows are looked at; rows without a finite gradient are left out. Raises ValueError when none is left.
     """
-    from models import clipping, lora
+    from models import lora, one_backward
 
     rows = compute.row_count(columns)
     chosen = np.unique(np.linspace(0, rows - 1, min(rows, sample)).astype(np.int64)) if rows else np.empty(0, np.int64)
@@ -123,7 +123,7 @@ def auto_clip(
     with compute.one_thread():
         module = build(task, base)
         lora.attach(module, adapter_config, lora.first_draw(base))
-        with clipping.PerExampleGradients(task, module) as gradients:
+        with one_backward.gradients(task, module) as gradients:
             norms = gradients.norms(compute.inputs(task, some), compute.targets(task, some))
     finite = norms[np.isfinite(norms)]
     if not finite.size:

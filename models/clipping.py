@@ -1,17 +1,18 @@
 """Clipped sums of per-example gradients: the part of private training where one record's influence is bounded.
 
-Per-example gradients come from Opacus' grad-sample hooks, behind one method (`PerExampleGradients.__call__`), so that
-a faster source can take its place. Adds no noise, draws nothing and knows no budget; clipping is flat, over all
-trainable parameters at once.
+Where the gradients come from is left to two sources: one backward pass for the layers it knows (one_backward.py), Opacus'
+grad-sample hooks for the others. Adds no noise, draws nothing and knows no budget; clipping is flat, over all trainable
+parameters at once.
 """
 
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models import compute, lora
+from models.pieces import Piece, Whole
 from models.task import Task
 
 ROWS = 1024  # examples whose gradients are held at once
@@ -39,15 +41,73 @@ class ClippedSum:
     not_finite: int
 
 
-class PerExampleGradients:
-    """Gradients of one attached module, as a context: the hooks are gone when it ends."""
+class Clipping(ABC):
+    """Clipped sums of the gradients of one attached module, as a context: the module is what it was when it ends.
+
+    size: d, over all trainable parameters in the order of `lora.trainable`.
+    """
+
+    rows = ROWS  # examples of one pass
 
     def __init__(self, task: Task, module: nn.Module) -> None:
         self.task, self.module = task, module
         self.parameters = lora.trainable(module)
         self.size = sum(parameter.numel() for parameter in self.parameters.values())
-        self._hooks: Any = None
         _refuse(module, self.parameters)
+
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+
+    @abstractmethod
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None: ...
+
+    @abstractmethod
+    def pieces(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> tuple[torch.Tensor, list[Piece]]:
+        """Losses (n,) of n > 0 examples, and their gradients, which side by side are (n, d).
+
+        Raises GradientsRefused when a trainable parameter got no gradient in this very pass: it would go without noise,
+        or keep a stale norm.
+        """
+
+    @torch.no_grad()
+    def norms(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> np.ndarray:
+        """Gradient norm of each example, float64 (n,)."""
+        found = [_norms(pieces).double().numpy() for _, pieces in self._passes(parts, truth)]
+        return np.concatenate(found) if found else np.empty(0)
+
+    @torch.no_grad()
+    def clipped_sum(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor, clip: float) -> ClippedSum:
+        """Sum of gradients, each scaled to norm <= `clip`; an example whose norm is not finite counts as zero.
+
+        Leaving such a row in would turn every weight into NaN: a denial of service, and a leak of the fact that it is
+        there.
+        """
+        total, flat = torch.zeros(self.size, dtype=torch.float64), torch.empty(self.size)
+        places = torch.split(flat, [parameter.numel() for parameter in self.parameters.values()])
+        losses, counts = [np.empty(0, np.float32)], torch.zeros(2, dtype=torch.int64)
+        for some_losses, pieces in self._passes(parts, truth):
+            norms = _norms(pieces)
+            finite = norms.isfinite()
+            factors = (clip * (1 - SLACK) / norms).clamp_(max=1.0)
+            if not bool(finite.all()):
+                factors, pieces = factors.where(finite, 0.0), [piece.without(~finite) for piece in pieces]
+            for piece, place in zip(pieces, places, strict=True):
+                piece.weighted(factors, place)
+            total += flat
+            losses.append(some_losses.numpy())
+            counts += torch.stack(((norms > clip) & finite, ~finite)).sum(dim=1)
+        clipped, not_finite = counts.tolist()
+        return ClippedSum(total.numpy(), np.concatenate(losses), clipped, not_finite)
+
+    def _passes(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[Piece]]]:
+        for at in range(0, len(truth), self.rows):
+            yield self.pieces(compute.take(parts, slice(at, at + self.rows)), truth[at : at + self.rows])
+
+
+class PerExampleGradients(Clipping):
+    """By Opacus' hooks, for any layer they know: a gradient of every weight is formed for each example."""
+
+    _hooks: Any = None
 
     def __enter__(self) -> PerExampleGradients:
         from opacus.grad_sample import GradSampleHooks
@@ -64,62 +124,32 @@ class PerExampleGradients:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def __call__(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses (n,) and gradients (n, d) of n > 0 examples, d in the order of `lora.trainable`.
-
-        Raises GradientsRefused when a trainable parameter got no gradient in this very pass: it would go without
-        noise, or keep a stale norm.
-        """
+    def pieces(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> tuple[torch.Tensor, list[Piece]]:
         rows = len(truth)
         for parameter in self.parameters.values():
             parameter.grad, parameter.grad_sample = None, None  # type: ignore[attr-defined]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             losses = compute.per_example(self.task.loss(self.module(*parts), truth), rows, "loss")
             torch.autograd.backward(losses.sum())
-        pieces = []
+        found: list[Piece] = []
         for name, parameter in self.parameters.items():
             piece = parameter.grad_sample  # type: ignore[attr-defined]
             if not isinstance(piece, torch.Tensor) or len(piece) != rows:
-                raise GradientsRefused(f"{name} got no gradient for each of {rows} examples: it is unused in forward, "
-                                       "or its layer's first dimension is not the example; take it out of the adapter")
-            pieces.append(piece.reshape(rows, -1))
-        return losses.detach(), torch.cat(pieces, dim=1)
-
-    def norms(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> np.ndarray:
-        """Gradient norm of each example, float64 (n,)."""
-        found = [_norms(gradients).numpy() for _, gradients in self._chunks(parts, truth)]
-        return np.concatenate(found) if found else np.empty(0)
-
-    def clipped_sum(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor, clip: float) -> ClippedSum:
-        """Sum of gradients, each scaled to norm <= `clip`; an example whose gradient is not finite counts as zero.
-
-        Leaving such a row in would turn every weight into NaN: a denial of service, and a leak of the fact that it is
-        there.
-        """
-        total, losses = torch.zeros(self.size, dtype=torch.float64), [np.empty(0, np.float32)]
-        clipped = not_finite = 0
-        for some_losses, gradients in self._chunks(parts, truth):
-            norms = _norms(gradients)
-            finite = torch.isfinite(norms)
-            if not bool(finite.all()):
-                gradients, norms = gradients[finite], norms[finite]
-            factor = (clip * (1 - SLACK) / norms).clamp(max=1.0)
-            total += factor @ gradients.double()
-            losses.append(some_losses.numpy())
-            clipped += int((norms > clip).sum())
-            not_finite += int((~finite).sum())
-        return ClippedSum(total.numpy(), np.concatenate(losses), clipped, not_finite)
-
-    def _chunks(
-        self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for at in range(0, len(truth), ROWS):
-            yield self(compute.take(parts, slice(at, at + ROWS)), truth[at : at + ROWS])
+                raise without_gradient(name, rows)
+            found.append(Whole(piece.reshape(rows, -1)))
+        return losses.detach(), found
 
 
-def _norms(gradients: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+def without_gradient(name: str, rows: int) -> GradientsRefused:
+    """A trainable parameter that the pass did not reach."""
+    return GradientsRefused(f"{name} got no gradient for each of {rows} examples: it is unused in forward, "
+                            "or its layer's first dimension is not the example; take it out of the adapter")
+
+
+def _norms(pieces: list[Piece]) -> torch.Tensor:
+    """Gradient norm of each example over all parameters, (n,)."""
+    return torch.stack([piece.squares() for piece in pieces]).sum(dim=0).sqrt()
 
 
 def _refuse(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:

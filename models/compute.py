@@ -11,9 +11,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from models.memory import Ladder, Rung
 from models.task import Columns, Task
 
 CHUNK = 8192  # rows of one forward pass
+FEW = 8  # rows on which it shows whether a loss couples records
 
 
 @contextmanager
@@ -73,10 +75,14 @@ def take(parts: tuple[torch.Tensor, ...], rows: torch.Tensor | slice) -> tuple[t
 
 @torch.inference_mode()
 def outputs(module: torch.nn.Module, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The module's output for every row, first dimension = row; `CHUNK` rows at a time bound the memory."""
-    rows = len(parts[0])
-    out = [module(*take(parts, slice(at, at + CHUNK))) for at in range(0, max(rows, 1), CHUNK)]
-    return torch.cat(out) if len(out) > 1 else out[0]
+    """The module's output for every row, first dimension = row; `CHUNK` rows at a time, fewer where memory runs out."""
+    rows = max(len(parts[0]), 1)
+
+    def forward(rung: Rung) -> torch.Tensor:
+        out = [module(*take(parts, slice(at, at + rung.micro))) for at in range(0, rows, rung.micro)]
+        return torch.cat(out) if len(out) > 1 else out[0]
+
+    return Ladder(Rung(min(rows, CHUNK), checkpointed=True)).attempt(forward)
 
 
 def per_example(losses: torch.Tensor, rows: int, name: str) -> torch.Tensor:
@@ -88,3 +94,16 @@ def per_example(losses: torch.Tensor, rows: int, name: str) -> torch.Tensor:
     if losses.shape != (rows,):
         raise ValueError(f"{name} gave shape {tuple(losses.shape)} for {rows} examples; it must be ({rows},): one each")
     return losses
+
+
+@torch.inference_mode()
+def couples_records(task: Task, module: torch.nn.Module, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> bool:
+    """Whether the loss of an example depends on the others beside it, seen on a few of n > 0 rows (one row: beside itself).
+
+    In-batch negatives give one loss for each example all the same, so that their shape says nothing.
+    """
+    rows = torch.arange(max(2, min(FEW, len(truth)))) % len(truth)
+    together = task.loss(module(*take(parts, rows)), truth[rows])
+    alone = torch.cat([task.loss(module(*take(parts, row)), truth[row]) for row in torch.split(rows, 1)])
+    both = torch.isfinite(together) & torch.isfinite(alone)
+    return not torch.allclose(together[both], alone[both], rtol=1e-2, atol=1e-4)

@@ -6,38 +6,74 @@ CLI and the ledger never pay for a tensor library. What the knobs do is told whe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """Which layers get a low-rank adapter and which are copied whole; names are suffixes, as in PEFT."""
+    """Which layers get which adapter: low-rank, a trained copy, a bottleneck behind them, a prompt before their sequence.
+
+    Names are suffixes of module names, as in PEFT.
+    """
 
     r: int = 16
     lora_alpha: float = 32
     target_modules: tuple[str, ...] = ("fc1", "fc2")
     modules_to_save: tuple[str, ...] = ("head",)
+    bottleneck_modules: tuple[str, ...] = ()
+    bottleneck_size: int = 16
+    prompt_modules: tuple[str, ...] = ()
+    prompt_length: int = 8
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ValueError(f"adapter rank {self.r} < 1: set [adapter] r to at least 1")
-        if not self.lora_alpha > 0:
-            raise ValueError(f"lora_alpha {self.lora_alpha} is not > 0: the adapter would change nothing")
-        if not self.target_modules and not self.modules_to_save:
-            raise ValueError("target_modules and modules_to_save are both empty: nothing would be trained; name one")
+        if not 0 < self.lora_alpha < float("inf"):
+            raise ValueError(f"lora_alpha {self.lora_alpha} is not a number > 0: the adapter would change nothing, or all")
+        for name in ("bottleneck_size", "prompt_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"[adapter] {name} = {getattr(self, name)} < 1: set it to at least 1")
+        if not (self.target_modules or self.modules_to_save or self._ours()):
+            raise ValueError("target_modules, modules_to_save, bottleneck_modules and prompt_modules are all empty: nothing "
+                             "would be trained; name one")
 
     @property
     def scale(self) -> float:
         """lora_alpha / r: what B @ A is multiplied with (Hu et al. 2021, §4.1)."""
         return self.lora_alpha / self.r
 
+    def _ours(self) -> dict[str, Any]:
+        """What PEFT has no word for, where it is used."""
+        used: dict[str, Any] = {}
+        if self.bottleneck_modules:
+            used |= {"bottleneck_modules": list(self.bottleneck_modules), "bottleneck_size": self.bottleneck_size}
+        if self.prompt_modules:
+            used |= {"prompt_modules": list(self.prompt_modules), "prompt_length": self.prompt_length}
+        return used
+
+    def listed(self) -> dict[str, Any]:
+        """The settings as a manifest lists them; kinds that are not used are left out. `of` reads them back."""
+        return {
+            "r": self.r,
+            "lora_alpha": self.lora_alpha,
+            "target_modules": list(self.target_modules),
+            "modules_to_save": list(self.modules_to_save),
+        } | self._ours()
+
+    @classmethod
+    def of(cls, listed: Mapping[str, Any]) -> AdapterConfig:
+        """The settings of a manifest. Raises KeyError for one that is missing, TypeError for one that is unknown."""
+        read: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in listed.items()}
+        return cls(**{key: read[key] for key in ("r", "lora_alpha", "target_modules", "modules_to_save")} | read)
+
     def as_peft(self, base_digest: str) -> dict[str, Any]:
         """Content of `adapter_config.json` as PEFT reads it; the base is named by digest, never by a place to fetch
-        from.
+        from. A bottleneck or prompt gives a type that PEFT refuses: it would load the rest and leave them out.
         """
         return {
-            "peft_type": "LORA",
+            "peft_type": "HEADGATE" if self._ours() else "LORA",
             "base_model_name_or_path": base_digest,
             "r": self.r,
             "lora_alpha": int(self.lora_alpha) if self.lora_alpha == int(self.lora_alpha) else self.lora_alpha,
@@ -50,12 +86,21 @@ class AdapterConfig:
             "use_dora": False,
             "inference_mode": True,
             "task_type": None,
-        }
+        } | self._ours()
+
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "adamw8bit")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """Epochs, batch size, warm-up and accumulation count without privacy only; the rate holds for both paths."""
+    """Without privacy everything counts. With it the rate does, epochs and batch size do not, and `models/compat.py`
+    refuses the rest.
+
+    `batch_size` examples are one micro-batch, `gradient_accumulation_steps` of them one step. `checkpoint_modules` says where
+    memory is saved by computing twice: always with `gradient_checkpointing`, else when memory runs out.
+    """
 
     max_epochs: int = 4
     batch_size: int = 16
@@ -65,16 +110,23 @@ class TrainingConfig:
     warmup_steps: int = 0
     gradient_accumulation_steps: int = 1
     precision: str = "auto"
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    checkpoint_modules: tuple[str, ...] = ()
+    sort_by_length: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[training] {name} = {getattr(self, name)} < 1: set it to at least 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"[training] warmup_steps = {self.warmup_steps} < 0: set it to at least 0")
         for name in ("learning_rate", "min_learning_rate", "lr_decay"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"[training] {name} = {getattr(self, name)} is not a number of at least 0")
-        if self.precision not in ("auto", "fp32"):
-            raise ValueError(f"[training] precision = {self.precision!r}: only 'auto' and 'fp32' are built; use one")
+        for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"[training] {name} = {getattr(self, name)!r} is none of {', '.join(known)}; use one")
 
     def rate(self, update_number: int) -> float:
         """Learning rate of the given update (0 = first): decayed once per update, never below the floor.
@@ -87,10 +139,21 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True)
 class GuardConfig:
-    """Limits of the training guard (`models/guard.py`)."""
+    """Limits of the training guard (`models/guard.py`).
+
+    `max_update_norm` is in units of the median of earlier updates; `max_update_turn` in deviations of the cosine that earlier
+    updates had with what was learnt before them.
+    """
 
     max_gradient_norm: float = 10.0
     max_loss_change: float = 0.5
+    max_update_norm: float = 5.0
+    max_update_turn: float = 6.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_gradient_norm", "max_loss_change", "max_update_norm", "max_update_turn"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"[guard] {name} = {getattr(self, name)} is not > 0: every update would be stopped")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,67 +1,41 @@
-"""Low-rank adapters on a frozen base, and whole copies of small modules, addressed by name suffix.
+"""Adapters on a frozen base: attached by name suffix, trained, taken out, loaded, merged into a copy, taken away again.
 
-Speaks PEFT's file format (key names, `adapter_config.json`) without importing PEFT: its verified traps (adapters
-silently ignored inside fused encoder layers, a global `set_adapter`, merging in place) would each need a guard. Knows
-nothing of training or privacy; `detach` gives back the very base that `attach` was given.
+Speaks PEFT's key names without importing PEFT: its verified traps (adapters silently ignored inside fused encoder layers,
+a global `set_adapter`, merging in place) would each need a guard. What each kind computes is in files of its own, and so
+are several adapters on one base. Knows nothing of training or privacy; `detach` gives back the very base that `attach` was
+given.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from models import adapter_bank
+from models.adapter_bank import Bank, rows, use
+from models.adapter_part import AdapterRefused, Part, TrainableCopy
+from models.adapter_places import adapted, find_places, put
+from models.bottleneck import Bottleneck
 from models.config import AdapterConfig
+from models.low_rank import LoRAConv, LoRAEmbedding, LoRALinear, LowRank, low_rank
+from models.prompt import Prompt
 
 if TYPE_CHECKING:
     from security.watermark import Layer
 
+__all__ = [
+    "AdapterRefused", "Bottleneck", "LoRAConv", "LoRAEmbedding", "LoRALinear", "Prompt", "TrainableCopy", "attach",
+    "check_used", "detach", "extract", "first_draw", "layers", "load", "merged", "names", "rows", "trainable", "use", "with_b",
+]  # fmt: skip
+
 PREFIX = "base_model.model."
-LORA_B = ".lora_B.weight"
-
-
-class AdapterRefused(Exception):
-    """The adapter cannot be attached to this module, or these tensors are not its adapter; the message names the cure.
-    """
-
-
-class LoRALinear(nn.Module):
-    """y = base(x) + scale * B(A(x)) for any leading dimensions (Hu et al. 2021); B = 0 at birth, so y = base(x)
-    exactly.
-
-    A ~ N(0, 1/in): then |Ax| is about |x| sqrt(r/in), whatever the width, and a learning rate carries over between
-    layers.
-    """
-
-    def __init__(self, base: nn.Linear, r: int, scale: float, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.base, self.scale = base, scale
-        self.lora_A = nn.Linear(base.in_features, r, bias=False)
-        self.lora_B = nn.Linear(r, base.out_features, bias=False)
-        nn.init.normal_(self.lora_A.weight, std=1 / math.sqrt(base.in_features), generator=generator)
-        nn.init.zeros_(self.lora_B.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.base(x) + self.scale * self.lora_B(self.lora_A(x))
-        return out
-
-
-class TrainableCopy(nn.Module):
-    """A module of `modules_to_save`: its copy answers and is trained, the original stays untouched beside it."""
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        self.original = original
-        self.copy = copy.deepcopy(original).requires_grad_(True)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.copy(*args, **kwargs)
+LORA_B = (".lora_B.weight", ".lora_embedding_B")
 
 
 def first_draw(base: bytes) -> torch.Generator:
@@ -73,46 +47,78 @@ def first_draw(base: bytes) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def attach(module: nn.Module, config: AdapterConfig, generator: torch.Generator | None = None) -> None:
+def attach(
+    module: nn.Module, config: AdapterConfig, generator: torch.Generator | None = None, name: str | None = None
+) -> None:
     """Put adapters and trainable copies into `module`, in place; everything else stops being trainable.
 
-    Raises AdapterRefused: a suffix that matches nothing, a layer that is no nn.Linear or sits in a fused layer,
-    overlaps.
+    With a `name` there may be more than one on the base; the last one attached is trained, and answers outside `rows`.
+    Raises AdapterRefused, and changes nothing then: a suffix that matches nothing, a layer that cannot carry this kind,
+    sits in a fused block or shares its weights, overlaps, a name that is taken.
     """
-    saved = _matches(module, config.modules_to_save, "modules_to_save", nn.Module)
-    targets = _matches(module, config.target_modules, "target_modules", nn.Linear)
-    for name in targets:
-        _refuse_fused(module, name)
-        if any(name == other or name.startswith(other + ".") for other in saved):
-            raise AdapterRefused(f"{name!r} is in target_modules and inside modules_to_save; name it in one of them")
+    if name is not None:
+        adapter_bank.check_name(module, name)
+    crowded = name is None and bool(names(module))
+    with adapter_bank.bare(module):
+        if crowded or adapted(module):
+            raise AdapterRefused("the module carries an adapter already; detach it first, or attach each under a name")
+        places = find_places(module, config)
+        parts = {place: _part(module, place, setting, config, generator) for place, setting in places.items()}
     module.requires_grad_(False)
-    for name in targets:
-        _put(module, name, LoRALinear(_linear(module, name), config.r, config.scale, generator))
-    for name in saved:
-        _put(module, name, TrainableCopy(module.get_submodule(name)))
+    if name is not None:
+        adapter_bank.add(module, name, parts)
+        return
+    for place, part in parts.items():
+        put(module, place, part)
 
 
-def detach(module: nn.Module) -> None:
-    """Undo `attach`: the original layers return to their places, the adapter is gone."""
-    for name, part in list(_parts(module)):
-        _put(module, name, part.base if isinstance(part, LoRALinear) else part.original)
+def _part(
+    module: nn.Module, place: str, setting: str, config: AdapterConfig, generator: torch.Generator | None
+) -> Part:
+    make: dict[str, Callable[[nn.Module], Part]] = {
+        "target_modules": lambda layer: low_rank(layer, config.r, config.scale, generator),
+        "modules_to_save": TrainableCopy,
+        "bottleneck_modules": lambda layer: Bottleneck(layer, config.bottleneck_size, generator),
+        "prompt_modules": lambda layer: Prompt(layer, config.prompt_length, generator),
+    }
+    try:
+        return make[setting](module.get_submodule(place))
+    except AdapterRefused as error:
+        raise AdapterRefused(f"{place!r} in {setting}: {error}") from error
+
+
+def detach(module: nn.Module, name: str | None = None) -> None:
+    """Undo `attach`, of one named adapter or of all: the original layers return to their places."""
+    if name is not None:
+        adapter_bank.remove(module, name)
+        return
+    for place, bank in adapter_bank.banks(module):
+        put(module, place, bank.base)
+    for place, part in list(_parts(module)):
+        put(module, place, part.layer)
+
+
+def names(module: nn.Module) -> tuple[str, ...]:
+    """Named adapters by their number in `rows`."""
+    roster = adapter_bank.roster_of(module)
+    return roster.names if roster is not None else ()
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Every trainable parameter under its PEFT key, in a fixed order."""
+    """Every trainable parameter under its PEFT key, in a fixed order; of several adapters the current one's."""
     return {key: value for key, value in _tensors(module) if isinstance(value, nn.Parameter)}
 
 
-def extract(module: nn.Module) -> dict[str, np.ndarray]:
+def extract(module: nn.Module, name: str | None = None) -> dict[str, np.ndarray]:
     """The adapter as {PEFT key: array}, copied; `load` into a fresh attachment gives the same bits."""
-    return {key: value.detach().cpu().numpy().copy() for key, value in _tensors(module)}
+    return {key: value.detach().cpu().numpy().copy() for key, value in _tensors(module, name)}
 
 
-def load(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+def load(module: nn.Module, tensors: Mapping[str, np.ndarray], name: str | None = None) -> None:
     """Write `tensors` into the attached adapter. Raises AdapterRefused unless names, shapes and types are exactly its
     own.
     """
-    mine = dict(_tensors(module))
+    mine = dict(_tensors(module, name))
     missing, extra = sorted(set(mine) - set(tensors)), sorted(set(tensors) - set(mine))
     if missing or extra:
         raise AdapterRefused(f"adapter tensors differ: missing {missing or 'none'}, unknown {extra or 'none'}; "
@@ -126,93 +132,88 @@ def load(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
             value.copy_(given)
 
 
+def check_used(module: nn.Module, *inputs: torch.Tensor) -> None:
+    """Run one forward pass and refuse an adapter that some layer of it takes no part in: nothing would be learnt there.
+
+    Raises AdapterRefused with the names of the layers that were not called.
+    """
+    idle: dict[nn.Module, str] = {part: place for place, part in _parts(module)}
+
+    def called(part: nn.Module, _: object) -> None:
+        idle.pop(part, None)
+
+    hooks = [part.register_forward_pre_hook(called) for part in idle]
+    try:
+        with torch.inference_mode():
+            module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if idle:
+        raise AdapterRefused(f"{', '.join(idle.values())}: forward never calls these adapted layers, so their adapter would "
+                             "change nothing; take them out of [adapter]")
+
+
 def layers(module: nn.Module) -> dict[str, Layer]:
     """Low-rank layers by module name, as float64, for the watermark (which must not know torch)."""
     from security.watermark import Layer
 
-    def numbers(value: torch.Tensor) -> np.ndarray:
-        return value.detach().cpu().double().numpy()
-
-    return {
-        name: Layer(numbers(part.base.weight), numbers(part.lora_A.weight), numbers(part.lora_B.weight), part.scale)
-        for name, part in _parts(module)
-        if isinstance(part, LoRALinear)
-    }
+    found = {}
+    for place, part in _parts(module):
+        if isinstance(part, LowRank):
+            W0, A, B = (matrix.detach().cpu().double().numpy() for matrix in part.matrices())
+            found[place] = Layer(W0, A, B, part.scale)
+    return found
 
 
 def with_b(tensors: Mapping[str, np.ndarray], stamped: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`tensors` with the B matrix of each module in `stamped` replaced (cast to the tensor's own type).
+    """`tensors` with the B matrix of each module in `stamped`, (out, r), replaced (cast to the tensor's own type).
 
     Raises AdapterRefused for a module without adapter, or another shape.
     """
     out = dict(tensors)
     for name, value in stamped.items():
-        key = f"{PREFIX}{name}{LORA_B}"
-        if key not in tensors or tensors[key].shape != value.shape:
+        key = next((PREFIX + name + end for end in LORA_B if PREFIX + name + end in tensors), None)
+        if key is None or tensors[key].shape[:2] != value.shape:
             raise AdapterRefused(f"stamped matrix for {name!r}, shape {value.shape}: the adapter has no such B matrix")
-        out[key] = value.astype(tensors[key].dtype)
+        out[key] = value.reshape(tensors[key].shape).astype(tensors[key].dtype)
     return out
 
 
-def merged(module: nn.Module) -> nn.Module:
-    """A copy without adapter layers that answers alike to rounding (about 1e-6); the attached module stays as it is."""
+def merged(module: nn.Module, name: str | None = None) -> nn.Module:
+    """A frozen copy for export that answers alike to rounding (about 1e-6), without low-rank layers or other adapters.
+
+    Bottlenecks and prompts stay in it, as they are no change of weights. The attached module stays as it is: merging in
+    place and back again would not give the base bit for bit.
+    """
     flat = copy.deepcopy(module)
-    for name, part in list(_parts(flat)):
-        if isinstance(part, LoRALinear):
-            with torch.no_grad():
-                part.base.weight += part.scale * part.lora_B.weight @ part.lora_A.weight
-            _put(flat, name, part.base)
-        else:
-            _put(flat, name, part.copy)
+    parts = list(_parts(flat, name))
+    for place, bank in adapter_bank.banks(flat):
+        put(flat, place, bank.base)
+    for place, part in parts:
+        put(flat, place, part.folded())
     return flat.requires_grad_(False)
 
 
-def _parts(module: nn.Module) -> Iterator[tuple[str, LoRALinear | TrainableCopy]]:
-    for name, part in module.named_modules():
-        if isinstance(part, LoRALinear | TrainableCopy):
-            yield name, part
+def _parts(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, Part]]:
+    """Places and parts of one adapter: the one named, else the current or only one. Raises AdapterRefused."""
+    if name is not None:
+        adapter_bank.known(module, name)
+    inside = None
+    for place, part in module.named_modules():
+        if inside is not None and place.startswith(inside):
+            continue
+        if isinstance(part, Bank):
+            inside = f"{place}."
+            found = part.part(name or part.roster.current)
+            if found is not None:
+                yield place, found
+        elif isinstance(part, Part):
+            yield place, part
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and kept buffers of the adapter under their PEFT keys."""
-    for name, part in _parts(module):
-        if isinstance(part, LoRALinear):
-            yield f"{PREFIX}{name}.lora_A.weight", part.lora_A.weight
-            yield f"{PREFIX}{name}{LORA_B}", part.lora_B.weight
-        else:
-            for key, value in part.copy.state_dict(keep_vars=True).items():
-                yield f"{PREFIX}{name}.{key}", value
-
-
-def _matches(module: nn.Module, suffixes: Sequence[str], setting: str, kind: type[nn.Module]) -> list[str]:
-    names = [name for name, part in module.named_modules() if name and isinstance(part, kind)]
-    found: list[str] = []
-    for suffix in suffixes:
-        hits = [name for name in names if name == suffix or name.endswith("." + suffix)]
-        if not hits:
-            there = sorted({name.rpartition(".")[2] for name in names})
-            raise AdapterRefused(f"{setting} {suffix!r} matches no {kind.__name__} of this base; available suffixes: "
-                                 f"{', '.join(there) or 'none'}")
-        found += [name for name in hits if name not in found]
-    return found
-
-
-def _refuse_fused(module: nn.Module, name: str) -> None:
-    """Fused layers read the base weight itself: an adapter in them is silently ignored in eval mode."""
-    steps = name.split(".")
-    for depth in range(len(steps)):
-        parent = module.get_submodule(".".join(steps[:depth]))
-        if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-            raise AdapterRefused(f"{name!r} is inside {type(parent).__name__}, which bypasses adapters; write the "
-                                 "block with separate nn.Linear layers, or name it in modules_to_save")
-
-
-def _linear(module: nn.Module, name: str) -> nn.Linear:
-    part = module.get_submodule(name)
-    assert isinstance(part, nn.Linear)  # noqa: S101 - _matches asked for this kind
-    return part
-
-
-def _put(module: nn.Module, name: str, part: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, part)
+def _tensors(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and kept buffers of one adapter under their PEFT keys."""
+    for place, part in _parts(module, name):
+        for key, value in part.tensors():
+            yield f"{PREFIX}{place}.{key}", value

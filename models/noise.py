@@ -1,8 +1,7 @@
 """The two draws privacy rests on: who is in a batch (Poisson sampling) and the Gaussian noise, from the operating
 system's randomness.
 
-numpy only; takes the stream of bytes from outside and knows neither gradients nor budgets. There is no seed on
-purpose.
+Takes the stream of bytes from outside and knows neither gradients nor budgets. There is no seed on purpose.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from security.randomness import KeyStream
 
@@ -22,10 +22,13 @@ def gaussian(stream: KeyStream, count: int) -> np.ndarray:
     Box & Muller 1958 on 53-bit uniforms; u is in (0, 1], so |z| <= sqrt(106 ln 2) = 8.6 and never infinite.
     """
     half = (count + 1) // 2
-    uniform = (stream.words(2 * half) >> np.uint64(11)).astype(np.float64)
-    radius = np.sqrt(-2.0 * np.log((uniform[:half] + 1.0) * UNIT))
-    angle = uniform[half:] * (2.0 * math.pi * UNIT)
-    return np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]
+    uniform = torch.from_numpy((stream.words(2 * half) >> np.uint64(11)).astype(np.float64))
+    radius = uniform[:half].add_(1.0).mul_(UNIT).log_().mul_(-2.0).sqrt_()
+    angle = uniform[half:].mul_(2.0 * math.pi * UNIT)
+    found = torch.empty(2 * half, dtype=torch.float64)
+    torch.cos(angle, out=found[:half]).mul_(radius)  # numpy's own takes five times as long
+    torch.sin(angle, out=found[half:]).mul_(radius)
+    return found[:count].numpy()
 
 
 def poisson_sample(stream: KeyStream, rows: int, rate: float) -> np.ndarray:

@@ -1,17 +1,23 @@
 """Training without privacy: AdamW with warm-up, cosine and accumulation; every bit follows from (seed, data).
 
-It knows neither parent nor report. Dropout and BatchNorm stay in eval mode, as everywhere in an update.
+It knows neither parent nor report, and leaves one batch's gradient to `logical_batch`. Dropout and BatchNorm stay in eval mode,
+as everywhere in an update.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
-from models import compute, guard, lora
-from models.config import TrainingConfig, UpdateConfig
+from models import gradient_flow, guard, lora, memory
+from models.compat import TrainingRefused
+from models.config import UpdateConfig
+from models.gradient_flow import GradientFlow
+from models.logical_batch import LogicalBatch
+from models.precision import LEAST_SCALE
 from models.report import Run
 from models.task import Task
 
@@ -27,46 +33,54 @@ def run(
 ) -> Run:
     """Train the attached adapter in place. Raises guard.UpdateInterrupted on a norm beyond its limit or not finite."""
     gathered, setting = Run(), config.training
-    parameters = list(lora.trainable(module).values())
+    batch = LogicalBatch(task, module, parts, truth, setting)
+    parameters = lora.trainable(module)
+    flow = GradientFlow(parameters)
     group = setting.batch_size * setting.gradient_accumulation_steps
     per_epoch = math.ceil(len(truth) / group)
-    optimizer = torch.optim.AdamW(parameters, setting.rate(config.update_number))
+    optimizer = adamw(setting.optimizer, parameters.values(), setting.rate(config.update_number))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warm_cosine(step, setting.warmup_steps, per_epoch * setting.max_epochs))
     order = torch.Generator().manual_seed(seed)
     for _ in range(setting.max_epochs):
         total, largest = 0.0, 0.0
         for rows in torch.split(torch.randperm(len(truth), generator=order), group):
-            optimizer.zero_grad()
-            total += _accumulate(task, module, parts, truth, rows, setting)
-            norm = float(torch.linalg.vector_norm(torch.cat([_gradient(p).flatten() for p in parameters])))
-            guard.interrupt(guard.check_finite(int(not math.isfinite(norm)), "the gradient norm", window))
-            guard.interrupt(guard.check_gradient_norm(norm, config.guard.max_gradient_norm, window))
-            optimizer.step()
+            loss = batch.backward(rows)
+            batch.scaler.unscale_(optimizer)
+            norms = flow.norms()
+            norm, total = gradient_flow.total(norms), total + loss
+            if not (skipped := _overflowed(batch, loss, norm)):
+                _check(norm, norms, config, window)
+            _step(batch, optimizer)
+            if skipped:
+                gathered.skipped += 1
+                continue
             schedule.step()
+            flow.note(norms)
             largest, gathered.steps = max(largest, norm), gathered.steps + 1
         gathered.losses.append(total / len(truth))
         gathered.norms.append(largest)
-    gathered.seen = setting.max_epochs * len(truth)
+        flow.end_epoch()
+    module.cpu()
+    gathered.seen, gathered.layer_norms = setting.max_epochs * len(truth), flow.epochs
+    gathered.precision, gathered.rung, gathered.rungs_down = batch.format, str(batch.ladder.rung), batch.ladder.steps
     return gathered
 
 
-def _accumulate(
-    task: Task,
-    module: nn.Module,
-    parts: tuple[torch.Tensor, ...],
-    truth: torch.Tensor,
-    rows: torch.Tensor,
-    setting: TrainingConfig,
-) -> float:
-    """Backward of the mean loss over `rows`, `batch_size` of them at a time; the sum of the losses."""
-    total = 0.0
-    for some in torch.split(rows, setting.batch_size):
-        losses = task.loss(module(*compute.take(parts, some)), truth[some])
-        loss = compute.per_example(losses, len(some), "loss").sum()
-        torch.autograd.backward(loss / len(rows))
-        total += float(loss.detach())
-    return total
+def adamw(kind: str, parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); "adamw8bit" keeps its state in 8 bits (Dettmers et al. 2022), which needs torchao.
+
+    Tensors under 4,096 values keep a state of 32 bits, so that a small adapter saves nothing.
+    """
+    if kind == "adamw":
+        return torch.optim.AdamW(parameters, rate, fused=True)  # one pass over each tensor
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise TrainingRefused("[training] optimizer = \"adamw8bit\" needs the package torchao, which cannot be imported "
+                              f"({error}): install headgate[low-bit], or use \"adamw\"") from error
+    made: torch.optim.Optimizer = AdamW8bit(parameters, rate)
+    return made
 
 
 def warm_cosine(step: int, warm: int, steps: int) -> float:
@@ -76,5 +90,26 @@ def warm_cosine(step: int, warm: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+def _overflowed(batch: LogicalBatch, loss: float, norm: float) -> bool:
+    """Whether the loss scale was too large for float16, which the scaler mends by leaving out this step."""
+    scaler = batch.scaler
+    return scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm) and scaler.get_scale() > LEAST_SCALE
+
+
+def _check(norm: float, norms: Mapping[str, float], config: UpdateConfig, window: str) -> None:
+    if not math.isfinite(norm):
+        broken = [layer for layer, one in norms.items() if not math.isfinite(one)]
+        what = f"the gradient norms of layers {', '.join(broken)}" if broken else "the gradient norm"
+        guard.interrupt(guard.check_finite(max(1, len(broken)), what, window))
+    guard.interrupt(guard.check_gradient_norm(norm, config.guard.max_gradient_norm, window, layers=norms))
+
+
+def _step(batch: LogicalBatch, optimizer: torch.optim.Optimizer) -> None:
+    try:
+        batch.scaler.step(optimizer)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
+        raise memory.OutOfMemory(f"out of memory in the optimiser's step, which no smaller micro-batch helps: {error}. Lower "
+                                 "[adapter] r, or use [training] optimizer = \"adamw8bit\"") from error
+    batch.scaler.update()

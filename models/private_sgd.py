@@ -1,20 +1,23 @@
 """Private training under one reservation: Poisson batch, clipped sum, noise, plain step.
 
-Sampler, clip, noise and step are one function, so that the accounted law is the executed law: rate, noise, steps and
-clip are read from the reservation and nowhere else. It knows neither ledger nor parent, and cannot be seeded.
+Sampler, clip, noise and divisor are one object, `PrivateStep`, so that the accounted law is the executed law, and so that
+the audit runs the very step that training runs: rate, noise and clip are read from the reservation and nowhere else. It
+knows neither ledger nor parent, and cannot be seeded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from models import clipping, compute, guard, noise
+from models import clipping, compute, guard, noise, one_backward
 from models.config import UpdateConfig
+from models.memory import Ladder, Rung
 from models.report import Run
 from models.task import Task
 from security.randomness import KeyStream
@@ -22,35 +25,84 @@ from security.randomness import KeyStream
 if TYPE_CHECKING:
     from security.privacy import Reservation
 
+Parts = tuple[torch.Tensor, ...]
+
+
+class Gradients(Protocol):
+    """Clipped sums of the gradients of one module with `size` trainable weights (`models/clipping.py`)."""
+
+    rows: int  # examples of one pass; fewer need less memory
+
+    @property
+    def size(self) -> int: ...
+
+    def clipped_sum(self, parts: Parts, truth: torch.Tensor, clip: float) -> clipping.ClippedSum: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """`gradient` (d,) float64 is what a step may show; `found` is private and stays in the trust zone."""
+
+    gradient: np.ndarray
+    found: clipping.ClippedSum
+
+
+class PrivateStep:
+    """The gradient of one step of DP-SGD (Abadi et al. 2016): Poisson batch, flat clip, Gaussian noise on every
+    parameter. Each step draws afresh; one object serves all steps of an update.
+
+    Where memory runs out, the same batch is summed in smaller passes: it was drawn before, and the noise comes after.
+    """
+
+    def __init__(self, gradients: Gradients, law: Reservation) -> None:
+        self.gradients, self.law, self.stream = gradients, law, KeyStream()
+        self.deviation = law.noise_multiplier * law.max_grad_norm / law.expected_batch
+        self.ladder = Ladder(Rung(gradients.rows, checkpointed=True))
+
+    def __call__(self, parts: Parts, truth: torch.Tensor) -> Noised:
+        """Divides by the expected batch of the public count, never by the realised one; an empty batch is noised too."""
+        law = self.law
+        batch = torch.from_numpy(noise.poisson_sample(self.stream, len(truth), law.sampling_rate))
+        some, wanted = compute.take(parts, batch), truth[batch]
+        found = self.ladder.attempt(lambda rung: self._sum(some, wanted, rung))
+        drawn = noise.gaussian(self.stream, self.gradients.size)
+        return Noised(found.total / law.expected_batch + self.deviation * drawn, found)
+
+    def _sum(self, parts: Parts, truth: torch.Tensor, rung: Rung) -> clipping.ClippedSum:
+        self.gradients.rows = rung.micro
+        return self.gradients.clipped_sum(parts, truth, self.law.max_grad_norm)
+
+
+def gradients(task: Task, module: nn.Module) -> clipping.Clipping:
+    """Where training takes its clipped sums from, as a context; the audit takes them from the same place."""
+    return one_backward.gradients(task, module)
+
 
 def run(
     task: Task,
     module: nn.Module,
-    parts: tuple[torch.Tensor, ...],
+    parts: Parts,
     truth: torch.Tensor,
     law: Reservation,
     config: UpdateConfig,
     window: str,
 ) -> Run:
-    """DP-SGD (Abadi et al. 2016): Poisson batch, flat clip, Gaussian noise on every parameter, plain SGD.
-
-    Divides by the expected batch of the public count, never by the realised one; an empty batch still takes its step.
-    """
-    gathered, stream, rate = Run(), KeyStream(), config.training.rate(config.update_number)
-    deviation = law.noise_multiplier * law.max_grad_norm / law.expected_batch
-    with clipping.PerExampleGradients(task, module) as gradients:
-        weights = _flat(gradients.parameters)
+    """The steps of the reservation as plain SGD, each looked at by the guard before it is taken."""
+    gathered, rate = Run(), config.training.rate(config.update_number)
+    with gradients(task, module) as source:
+        step, size = PrivateStep(source, law), source.size
+        weights = _flat(source.parameters)
         for _ in range(law.steps):
-            batch = torch.from_numpy(noise.poisson_sample(stream, len(truth), law.sampling_rate))
-            found = gradients.clipped_sum(compute.take(parts, batch), truth[batch], law.max_grad_norm)
-            noisy = found.total / law.expected_batch + deviation * noise.gaussian(stream, gradients.size)
-            norm = float(np.linalg.norm(noisy))
-            guard.interrupt(guard.check_finite(int((~np.isfinite(noisy)).sum()), "the noised gradient", window))
+            noised = step(parts, truth)
+            norm = float(np.linalg.norm(noised.gradient))
+            broken = int((~np.isfinite(noised.gradient)).sum())
+            guard.interrupt(guard.check_finite(broken, "the noised gradient", window))
             guard.interrupt(guard.check_gradient_norm(
-                norm, config.guard.max_gradient_norm, window, dimensions=gradients.size, deviation=deviation))
-            weights -= rate * noisy
-            _write(gradients.parameters, weights)
-            _note(gathered, found, guard.denoised_norm(norm, gradients.size, deviation))
+                norm, config.guard.max_gradient_norm, window, dimensions=size, deviation=step.deviation))
+            weights -= rate * noised.gradient
+            _write(source.parameters, weights)
+            _note(gathered, noised.found, guard.denoised_norm(norm, size, step.deviation))
+        gathered.rung, gathered.rungs_down = str(step.ladder.rung), step.ladder.steps
     return gathered
 
 

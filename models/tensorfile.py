@@ -35,7 +35,7 @@ class TensorsRefused(Exception):
 def encode(tensors: Mapping[str, np.ndarray]) -> bytes:
     """safetensors bytes; equal tensors give equal bytes. Raises TensorsRefused for a value that is not finite."""
     describe(tensors)
-    return bytes(safetensors.numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}))
+    return bytes(safetensors.numpy.save({key: np.asarray(tensors[key], order="C") for key in sorted(tensors)}))
 
 
 def describe(tensors: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

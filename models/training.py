@@ -11,16 +11,18 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from models import base as bases
-from models import compute, guard, lora, plain_adamw, private_sgd
+from models import compat, compute, guard, lora, plain_adamw, private_sgd
+from models.class_balance import class_shares
+from models.compat import TrainingRefused
 from models.config import UpdateConfig
 from models.report import Run, UpdateReport
 from models.task import Columns, Task
@@ -28,9 +30,7 @@ from models.task import Columns, Task
 if TYPE_CHECKING:
     from security.privacy import Reservation
 
-
-class TrainingRefused(ValueError):
-    """The update cannot be run as asked; nothing was learnt. The message names the setting to change."""
+HISTORY = 20  # updates with which one is compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +50,29 @@ def train(
     config: UpdateConfig,
     window: str,
     seed: int | None = None,
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Update:
     """Train `parent` (None: a fresh adapter) on `columns`: privately under a reservation, else plainly under `seed`.
 
+    `earlier`: the reports (`as_dict`) of the updates before, oldest first, with which size and direction are compared.
     Raises TrainingRefused for settings that cannot hold, guard.UpdateInterrupted when the guard stops it, BaseChanged
     when the base is not what it was.
     """
     started = time.process_time()
     rows = compute.row_count(columns)
-    _refuse(reservation, rows, seed)
+    _refuse(reservation, rows, seed, config)
     with compute.one_thread(), torch.random.fork_rng(devices=[]):
         module = bases.build(task, base)
         frozen = bases.module_digest(module)
         lora.attach(module, config.adapter, lora.first_draw(base))
+        start = lora.extract(module)
         if parent is not None:
             lora.load(module, parent)
         old = lora.extract(module)
         parts = compute.inputs(task, columns) if rows else ()
         truth = compute.targets(task, columns) if rows else torch.empty(0)
         before = _losses(task, module, parts, truth)
-        if reservation is not None:
-            run = private_sgd.run(task, module, parts, truth, reservation, config, window)
-        else:
-            seed = secrets.randbits(63) if seed is None else seed
-            run = plain_adamw.run(task, module, parts, truth, config, window, seed)
+        run = _learn(task, module, parts, truth, reservation, config, window, seed)
         new = lora.extract(module)
         noised = lora.trainable(module) if reservation is not None else ()
         delta = _check_change(old, new, noised, window)
@@ -82,22 +81,53 @@ def train(
         if bases.module_digest(module) != frozen:
             raise bases.BaseChanged(f"base {bases.digest(base)[:8]} changed during the update of window {window}: "
                                     "nothing released; does forward() write to a buffer of the module?")
-    report = _report(base, new, rows, run, before, after, delta, reservation, config, window, started)
+    figures = _figures(before, after, delta, _cosine(start, old, new), earlier, config, window)
+    shares = class_shares(truth) if reservation is None else None
+    report = UpdateReport(
+        window=window,
+        base_digest=bases.digest(base),
+        adapter_digest=tensors_digest(new),
+        rows=rows,
+        class_shares=shares,
+        epsilon=reservation.epsilon if reservation else None,
+        max_grad_norm=reservation.max_grad_norm if reservation else None,
+        learning_rate=config.training.rate(config.update_number),
+        seconds=time.process_time() - started,
+        **_of_run(run),
+        **figures,
+    )
     return Update(new, report)
 
 
-def _refuse(reservation: Reservation | None, rows: int, seed: int | None) -> None:
+def _refuse(reservation: Reservation | None, rows: int, seed: int | None, config: UpdateConfig) -> None:
+    compat.refuse(config.training, reservation is not None, seed=seed)
     if reservation is None:
         if not rows:
             raise TrainingRefused("0 examples < 1 in an update without privacy: nothing to learn from; skip it")
         return
-    if seed is not None:
-        raise TrainingRefused(f"seed {seed} given with privacy on: repeatable noise protects nobody; remove it")
     for name in ("noise_multiplier", "max_grad_norm", "expected_batch", "steps"):
         value = getattr(reservation, name)
         if not value > 0 or not math.isfinite(value):
             raise TrainingRefused(f"reservation {reservation.update!r}: {name} = {value} is not > 0: no privacy would "
                                   "hold; correct [privacy] and reserve again")
+
+
+def _learn(
+    task: Task,
+    module: nn.Module,
+    parts: tuple[torch.Tensor, ...],
+    truth: torch.Tensor,
+    reservation: Reservation | None,
+    config: UpdateConfig,
+    window: str,
+    seed: int | None,
+) -> Run:
+    if reservation is None:
+        seed = secrets.randbits(63) if seed is None else seed
+        return plain_adamw.run(task, module, parts, truth, config, window, seed)
+    coupled = len(truth) > 0 and compute.couples_records(task, module, parts, truth)
+    compat.refuse(config.training, True, loss="coupled" if coupled else "single")
+    return private_sgd.run(task, module, parts, truth, reservation, config, window)
 
 
 def _losses(task: Task, module: nn.Module, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> np.ndarray:
@@ -133,44 +163,62 @@ def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def _report(
-    base: bytes,
-    new: Mapping[str, np.ndarray],
-    rows: int,
-    run: Run,
+def _cosine(
+    start: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]
+) -> float | None:
+    """Of this update with all earlier ones together (the parent less a fresh adapter); None when there is none."""
+    now = np.concatenate([(new[key].astype(np.float64) - old[key]).ravel() for key in new])
+    past = np.concatenate([(old[key].astype(np.float64) - start[key]).ravel() for key in new])
+    length = float(np.linalg.norm(now) * np.linalg.norm(past))
+    return float(now @ past) / length if length > 0 else None
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    return {
+        "steps": run.steps,
+        "losses": tuple(run.losses),
+        "gradient_norms": tuple(run.norms),
+        "layer_norms": {layer: tuple(norms) for layer, norms in run.layer_norms.items()},
+        "clipped_share": run.clipped / run.seen if run.seen else 0.0,
+        "not_finite": run.not_finite,
+        "precision": run.precision,
+        "rung": run.rung,
+        "rungs_down": run.rungs_down,
+        "skipped_steps": run.skipped,
+    }
+
+
+def _figures(
     before: np.ndarray,
     after: np.ndarray,
     delta: float,
-    reservation: Reservation | None,
+    cosine: float | None,
+    earlier: Sequence[Mapping[str, Any]],
     config: UpdateConfig,
     window: str,
-    started: float,
-) -> UpdateReport:
-    both = np.isfinite(before) & np.isfinite(after)
+) -> dict[str, Any]:
+    """How loss and weights changed, and what of it a person must look at."""
+    limits, both = config.guard, np.isfinite(before) & np.isfinite(after)
     old = float(before[both].mean()) if both.any() else None
     now = float(after[both].mean()) if both.any() else None
-    change, finding = None, None
+    change, blocking = None, None
     if old is not None and now is not None:
         change = guard.loss_change(old, now)
-        finding = guard.check_loss_change(old, now, config.guard.max_loss_change, window)
-    return UpdateReport(
-        window=window,
-        base_digest=bases.digest(base),
-        adapter_digest=tensors_digest(new),
-        rows=rows,
-        steps=run.steps,
-        losses=tuple(run.losses),
-        loss_before=old,
-        loss_after=now,
-        loss_change=change,
-        blocked=finding.kind if finding else None,
-        finding=finding.message if finding else None,
-        gradient_norms=tuple(run.norms),
-        weight_delta=delta,
-        clipped_share=run.clipped / run.seen if run.seen else 0.0,
-        not_finite=run.not_finite,
-        epsilon=reservation.epsilon if reservation else None,
-        max_grad_norm=reservation.max_grad_norm if reservation else None,
-        learning_rate=config.training.rate(config.update_number),
-        seconds=time.process_time() - started,
+        blocking = guard.check_loss_change(old, now, limits.max_loss_change, window)
+    sizes, turns = ([one[key] for one in earlier[-HISTORY:] if one.get(key) is not None]
+                    for key in ("weight_delta", "update_cosine"))
+    noticed = (
+        blocking,
+        guard.check_update_norm(delta, sizes, limits.max_update_norm, window),
+        guard.check_update_direction(cosine, turns, limits.max_update_turn, window),
     )
+    return {
+        "loss_before": old,
+        "loss_after": now,
+        "loss_change": change,
+        "blocked": blocking.kind if blocking else None,
+        "finding": blocking.message if blocking else None,
+        "weight_delta": delta,
+        "update_cosine": cosine,
+        "findings": tuple(asdict(finding) for finding in noticed if finding),
+    }

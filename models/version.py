@@ -104,7 +104,7 @@ def write_version(
         "not_after": stamp(now + valid_for),
         "files": [{"path": k, "size": len(v), "sha256": sha256(v).hexdigest()} for k, v in sorted(files.items())],
         "tensors": listed,
-        "adapter": _adapter(adapter_config),
+        "adapter": adapter_config.listed(),
         **manifest_extra,
     }
     payload = manifests.encode(manifest)
@@ -253,23 +253,13 @@ def _check_files(name: str, manifest: Mapping[str, Any], files: Mapping[str, byt
                                  f"{entry['size']}, {entry['sha256'][:8]}...: it was changed after signing")
 
 
-def _adapter(config: AdapterConfig) -> dict[str, Any]:
-    return {
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "target_modules": list(config.target_modules),
-        "modules_to_save": list(config.modules_to_save),
-    }
-
-
 def _encode_config(config: AdapterConfig, base_digest: str) -> bytes:
     return json.dumps(config.as_peft(base_digest), indent=2, sort_keys=True).encode()
 
 
 def _decode_config(name: str, manifest: Mapping[str, Any], raw: bytes) -> AdapterConfig:
     """The signed manifest says what the adapter is; the file beside it must be exactly what we write for that."""
-    said = manifest["adapter"]
-    config = AdapterConfig(said["r"], said["lora_alpha"], tuple(said["target_modules"]), tuple(said["modules_to_save"]))
+    config = AdapterConfig.of(manifest["adapter"])
     if raw != _encode_config(config, manifest["base_digest"]):
         raise VersionRefused(f"{name}: {CONFIG} is not the file this adapter's settings give")
     return config

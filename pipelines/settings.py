@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from assets.update_due import UpdatePolicy
 from assets.windows.clock import WindowPolicy
+from models.compat import refused
 from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
 from models.duration import parse_duration, spell
 from models.release_policy import RolloutPolicy
@@ -109,6 +110,10 @@ class Settings:
     tracking: Tracking = Tracking()
     gateway: GatewaySettings = GatewaySettings()
     dashboard: DashboardSettings = DashboardSettings()
+
+    def __post_init__(self) -> None:
+        if sentence := refused(self.training, self.privacy.enabled):
+            raise ValueError(sentence)
 
     def digest(self) -> str:
         """sha256 over the effective settings, secrets as stars: part of every version's manifest."""

@@ -2,13 +2,19 @@
 
 Privacy-loss distributions (dp-accounting, pessimistic discretisation) under zero-out adjacency: one labelled event's
 content is replaced by "absent" while offsets and counts stay public, `REPLACE_SPECIAL` there. The noise is calibrated
-with the accountant and the interval that later check it, since another interval disagrees in the fourth digit. It knows
-no window, no journal and no policy. dp-accounting is imported at the first question: it costs a second.
+with the accountant and the interval that later check it, since another interval disagrees in the fourth digit.
+
+Beside it the Gaussian filter: full-batch steps are mu-Gaussian-DP, their mu^2 adds up, and steps may be chosen one after
+the other in the light of all results so far as long as the sum stays within the mu^2 of (epsilon, delta). An "admit while
+the PLD's epsilon is within budget" loop is no such filter (Smith & Thakurta 2022, Koskela et al. 2023; arXiv 2602.15815).
+
+It knows no window, no journal and no policy. dp-accounting is imported at the first question: it costs a second.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,12 +25,19 @@ TOLERANCE = 1e-4
 SMALLEST_NOISE = 0.2  # one full-batch step with it has epsilon 33: an update that hides nothing worth the name
 
 
+ROUNDED_DOWN = 1e-9  # of the filter's budget, so that a search's last digit never makes it larger than the promise
+
+
 class Law(NamedTuple):
-    """`steps` noisy steps, each on a Poisson sample; the noise's deviation is noise_multiplier x clip."""
+    """`steps` noisy steps, each on a Poisson sample; the noise's deviation is noise_multiplier x clip.
+
+    m_max: how often one event may be in a step, 1 in every sampled law (the accountant knows no other).
+    """
 
     sampling_rate: float
     noise_multiplier: float
     steps: int
+    m_max: int = 1
 
 
 @lru_cache(maxsize=4096)
@@ -64,6 +77,32 @@ def noise_multiplier(epsilon: float, delta: float, sampling_rate: float, steps: 
     return float(noise)
 
 
+def mu_squared(laws: Iterable[Law]) -> float:
+    """What an event that takes part in all these full-batch laws has spent: sum of steps x (m_max / noise)^2."""
+    costs = []
+    for law in laws:
+        if law.sampling_rate != 1:
+            raise ValueError(f"sampling_rate {law.sampling_rate:g}: the Gaussian filter holds for full batches only, give 1")
+        costs.append(law.steps * (law.m_max / law.noise_multiplier) ** 2)
+    return math.fsum(costs)
+
+
+@lru_cache(maxsize=64)
+def mu_squared_budget(epsilon: float, delta: float) -> float:
+    """The largest sum of mu^2 that is (epsilon, delta)-DP: 0.020224 for (0.5, 1e-5) (Balle & Wang 2018, eq. 6)."""
+    import dp_accounting
+
+    return float(dp_accounting.get_sigma_gaussian(epsilon, delta) ** -2 * (1 - ROUNDED_DOWN))
+
+
+@lru_cache(maxsize=4096)
+def epsilon_of_mu_squared(total: float, delta: float) -> float:
+    """Epsilon at `delta` of a sum of mu^2; exact, where the PLD of the same steps is a little above."""
+    import dp_accounting
+
+    return float(dp_accounting.get_epsilon_gaussian(total**-0.5, delta)) if total else 0.0
+
+
 def _bracket(target: float, delta: float, sampling_rate: float, steps: int) -> tuple[float, float]:
     """Two noises, a factor of two apart, whose epsilons lie on both sides of the target."""
     import dp_accounting
@@ -98,8 +137,10 @@ def _accountant() -> Any:
 def _event(law: Law) -> Any:
     from dp_accounting import dp_event
 
-    step = dp_event.GaussianDpEvent(law.noise_multiplier)
+    step = dp_event.GaussianDpEvent(law.noise_multiplier / law.m_max)
     if law.sampling_rate < 1:
+        if law.m_max != 1:
+            raise ValueError(f"m_max {law.m_max} at sampling_rate {law.sampling_rate:g}: give 1, or full batches")
         step = dp_event.PoissonSampledDpEvent(law.sampling_rate, step)
     return dp_event.SelfComposedDpEvent(step, law.steps)
 

@@ -1,28 +1,33 @@
 """The privacy ledger: who may train on which labelled events, written down before any of them is read.
 
-One journal stream for each labels topic, whatever the task. `reserve` is one compare-and-set append; a window is sealed
-by its first reservation and any second one is refused. Epsilon is derived from the entries, never stored. A charge is
+One journal stream for each labels topic, whatever the task. `reserve` and `meter` are one compare-and-set append each;
+a window is sealed or metered by its first reservation. Epsilon is derived from the entries, never stored. A charge is
 never given back: neither after a crash nor for steps that were not taken (stopping early on private data is a choice
 that the accounting of fewer steps does not cover).
 
-It knows nothing of tensors and samplers; the caller draws what the Reservation says. With privacy off no ledger exists.
+It knows nothing of tensors and samplers; the caller draws what the Reservation says. What may be entered is decided in
+`budget.py`, what the entries hold is in `ledger_entries.py`, what they mean in `charges.py`. With privacy off no ledger
+exists.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from security import accounting
+from security import budget
 from security.accounting import Law, noise_multiplier
-from security.charges import Books, Charge, LedgerError, Refusal, apply
-from security.journal import Conflict, Draft, Journal, Projection, stamp
+from security.charges import Books, Charge, LedgerError, Refusal, apply_checked
+from security.journal import Conflict, Draft, Journal, Projection
+from security.ledger_entries import policy_body, release_body, reserve_body
+from security.reservation import SPARE_STEPS, PrivacyPolicy, Reservation, check_mechanism, check_request
+from security.statement import NOT_COVERED, UNIT, Figures, exported, largest, statement
 
 __all__ = [
     "NOT_COVERED",
+    "SPARE_STEPS",
+    "UNIT",
     "BudgetExhausted",
     "Charge",
     "Ledger",
@@ -33,14 +38,6 @@ __all__ = [
     "noise_multiplier",
 ]
 
-UNIT = "one labelled event: the event record and every label that names its event_id"
-NOT_COVERED = (
-    "Decisions that read private data without noise: promote, reject, the choice of parent, guard, retention, regime.",
-    "Prediction logs: what clients sent and what they were answered.",
-    "Metrics and curves inside the trust zone: losses, evidence, drift, gradient norms.",
-    "Which records could be read: one that is rejected at sealing leaves the public count and the expected batch.",
-    "The frozen base: the guarantee is relative to it.",
-)
 ATTEMPTS = 50
 
 
@@ -52,45 +49,6 @@ class BudgetExhausted(Exception):
         self.refusal = refusal
 
 
-@dataclass(frozen=True)
-class PrivacyPolicy:
-    """`[privacy]` of the settings. Raises ValueError where a number is out of range."""
-
-    enabled: bool = True
-    target_epsilon: float = 0.5
-    target_delta: float = 1e-5
-    sampling_rate: float = 0.125
-    steps: int = 32
-    max_grad_norm: float | Literal["auto"] = "auto"
-    label_derived_public: bool = False
-
-    def __post_init__(self) -> None:
-        accounting.check_range(self.target_epsilon, self.target_delta, self.sampling_rate, self.steps)
-        if self.max_grad_norm != "auto":
-            _check_clip(self.max_grad_norm)
-
-    def law(self) -> Law:
-        """The one law of every update under this policy; calibrates the noise at the first call."""
-        noise = noise_multiplier(self.target_epsilon, self.target_delta, self.sampling_rate, self.steps)
-        return Law(self.sampling_rate, noise, self.steps)
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """What a trainer may do, exactly: `steps` Poisson samples at `sampling_rate`, each example's gradient clipped at
-    `max_grad_norm`, noise of deviation noise_multiplier x max_grad_norm on the sum, divided by `expected_batch`."""
-
-    update: str
-    windows: tuple[str, ...]
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-    max_grad_norm: float
-    epsilon: float
-    delta: float
-    expected_batch: float
-
-
 class Ledger:
     """The ledger of one labels topic, as every task and every process sees it."""
 
@@ -100,7 +58,7 @@ class Ledger:
         self.stream = f"privacy/{cluster_id}/{labels_topic_id}"
         self.policy = policy
         self._journal = journal
-        self._books = Projection(journal, self.stream, Books(), apply)
+        self._books = Projection(journal, self.stream, Books(), apply_checked)
 
     def reserve(
         self,
@@ -113,32 +71,49 @@ class Ledger:
         max_grad_norm: float,
         actor: str,
         at: datetime,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
+        accounts: str | None = None,
     ) -> Reservation:
-        """Charge the windows for one update before any of their records is read.
+        """Seal the windows: charge them for one update, planned by the policy, before any of their records is read.
 
         `arrived` is the interval [start, end) in which the windows' events arrived, `count` the public number of
-        examples. Raises BudgetExhausted (and journals REFUSE) when a window of this task or an overlapping arrival of
-        another is already charged, or delta > 1 / count; ValueError for arguments without sense.
+        examples, `facts` what a WINDOW entry shall say of each window (public figures only), `accounts` the digest of the
+        subject accounts, written already (`subjects.py`). Raises BudgetExhausted (and
+        journals REFUSE) when a window is retired or charged, an overlapping arrival of another task is charged, or delta
+        > 1 / events over the ledger's life; ValueError for arguments without sense.
         """
-        _check_request(windows, arrived, count, max_grad_norm)
-        charge = Charge(task, update, tuple(windows), arrived, count, self.policy.law(), max_grad_norm, at)
-        for _ in range(ATTEMPTS):
-            books = self._books.refresh()
-            self._refuse_if_charged(books, charge, actor, at)
-            if update in books.charges:
-                raise LedgerError(
-                    f"update {update} is already reserved by task {books.charges[update].task} for other windows: "
-                    "give every update of a labels topic its own id"
-                )
-            drafts = [Draft(self.stream, "RESERVE", _reserve_body(charge, self.policy), self._books.length)]
-            if books.policy != self._policy_body():
-                drafts.insert(0, Draft(self.stream, "POLICY", self._policy_body(), self._books.length))
-            try:
-                self._journal.append_all(drafts, actor=actor, at=at)
-            except Conflict:
-                continue  # somebody else wrote first: perhaps for the same window, so look again
-            return self._reservation(charge)
-        raise Conflict(f"{self.stream} was extended by others {ATTEMPTS} times while {update} was reserved: try again")
+        check_request(windows, arrived, count, max_grad_norm)
+        law = self.policy.law()
+        charge = Charge(
+            task, update, tuple(windows), arrived, count, law, max_grad_norm, at, spare=SPARE_STEPS, accounts=accounts
+        )
+        return self._enter(charge, facts or {}, actor)
+
+    def meter(
+        self,
+        *,
+        task: str,
+        update: str,
+        windows: Sequence[str],
+        arrived: tuple[datetime, datetime],
+        count: int,
+        max_grad_norm: float,
+        noise_multiplier: float,
+        actor: str,
+        at: datetime,
+        steps: int = 1,
+        m_max: int = 1,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Reservation:
+        """Charge the windows for `steps` full-batch Gaussian steps, in which one event has at most `m_max` records.
+
+        As often as the Gaussian filter has room: noise and steps may depend on every result so far. Raises as `reserve`.
+        """
+        check_request(windows, arrived, count, max_grad_norm)
+        check_mechanism(noise_multiplier, steps, m_max)
+        law = Law(1.0, noise_multiplier, steps, m_max)
+        charge = Charge(task, update, tuple(windows), arrived, count, law, max_grad_norm, at, metered=True)
+        return self._enter(charge, facts or {}, actor)
 
     def settle(self, reservation: Reservation, *, steps: int, artefact: str, actor: str, at: datetime) -> None:
         """COMMIT: `steps` noisy steps were taken and gave `artefact`. The charge stays that of the reservation.
@@ -146,16 +121,63 @@ class Ledger:
         Settling the same outcome twice changes nothing. Raises LedgerError for a reservation that is not open, and,
         after writing the entry, for more steps than reserved: the overrun is charged and nothing may be released.
         """
-        self._close(reservation.update, "COMMIT", {"steps": steps, "artefact": artefact}, actor, at)
-        if steps > reservation.steps:
+        body = {"update": reservation.update, "steps": steps, "artefact": artefact}
+        charge = self._close("COMMIT", body, actor, at)
+        if charge.overrun or steps > charge.law.steps:
             raise LedgerError(
-                f"update {reservation.update} took {steps} noisy steps, reserved {reservation.steps}: the overrun is "
+                f"update {reservation.update} took {steps} noisy steps, reserved {reservation.reserved}: the overrun is "
                 f"charged, artefact {artefact} exceeds the promise and must not be released"
             )
 
     def crashed(self, update: str, *, reason: str, actor: str, at: datetime) -> None:
-        """CRASH: the update will not be finished; its full charge stays and it is no longer open."""
-        self._close(update, "CRASH", {"reason": reason}, actor, at)
+        """CRASH: the update will not be finished; its full charge stays and it is no longer open.
+
+        `reason` leaves the house with the ledger: say what kind of end it was, and no figure of a private record.
+        """
+        self._close("CRASH", {"update": update, "reason": reason}, actor, at)
+
+    def release(
+        self, *, version: str, artefact: str, updates: Sequence[str], parent: str | None, actor: str, at: datetime
+    ) -> Mapping[str, Any]:
+        """RELEASE: the version with the manifest digest `artefact` is about to be published; the entry's body.
+
+        updates: every update it descends from, its own last; `parent`: the version it was trained from. The entry says
+        what an event of any of them has spent, and which of them nobody charged. Raises LedgerError for one that is not
+        committed, or took more steps than reserved. The same version again writes nothing.
+        """
+        for _ in range(ATTEMPTS):
+            books = self._books.refresh()
+            body = release_body(books, self.policy, version, artefact, updates, parent)
+            if (known := books.releases.get(version)) is not None and known["artefact"] == artefact:
+                return known
+            try:
+                self._journal.append(Draft(self.stream, "RELEASE", body, self._books.length), actor=actor, at=at)
+            except Conflict:
+                continue
+            return body
+        raise self._crowded(f"{version} was released")
+
+    def retire(self, *, task: str, window: str, reason: str, actor: str, at: datetime) -> bool:
+        """RETIRE: no reservation of `task` touches the window any more; False when it was retired before.
+
+        What was charged stays charged. It cannot be taken back.
+        """
+        if not reason.strip():
+            raise ValueError("reason '': say why the window is retired, it stays in the ledger")
+        for _ in range(ATTEMPTS):
+            if (task, window) in self._books.refresh().retired:
+                return False
+            body = {"task": task, "window": window, "reason": reason}
+            try:
+                self._journal.append(Draft(self.stream, "RETIRE", body, self._books.length), actor=actor, at=at)
+            except Conflict:
+                continue
+            return True
+        raise self._crowded(f"{window} was retired")
+
+    def retired(self, task: str) -> frozenset[str]:
+        """The task's windows that nothing may be learnt from any more."""
+        return frozenset(window for owner, window in self._books.refresh().retired if owner == task)
 
     def open_reservation(self, update: str) -> Reservation | None:
         """The reservation of an update without COMMIT or CRASH, None otherwise.
@@ -174,81 +196,101 @@ class Ledger:
         """Every refusal in the order of the journal."""
         return list(self._books.refresh().refusals)
 
-    def epsilon_per_event(self) -> float:
-        """The most that any labelled event has spent at the policy's delta; 0.0 before the first charge.
+    def accounts(self) -> str | None:
+        """The digest of the subject accounts in the newest reservation that has one."""
+        return next((charge.accounts for charge in reversed(self.charges()) if charge.accounts is not None), None)
 
-        Parallel composition: charges no event shares count once, the largest; charges that touch are added up.
-        """
+    def epsilon_per_event(self) -> float:
+        """The most that any labelled event has spent at the policy's delta; 0.0 before the first charge."""
+        return largest(self._books.refresh(), Figures(self.policy.target_delta))
+
+    def shown_epsilon(self, told: Iterable[Mapping[str, Any]] = ()) -> float:
+        """The same to look at: what releases (and `told`, bodies like theirs) have recorded is not computed again."""
         books = self._books.refresh()
-        return max((self._spent(books.touching(charge)) for charge in books.charges.values()), default=0.0)
+        return largest(books, Figures(self.policy.target_delta, [*told, *books.releases.values()]))
 
     def summary(self) -> dict[str, Any]:
         """Everything `headgate privacy show` prints, ready for JSON."""
-        charges = self.charges()
-        units = sum(charge.count for charge in charges)
-        return {
-            "stream": self.stream,
-            "unit": UNIT,
-            "adjacency": accounting.ADJACENCY,
-            "accountant": accounting.ACCOUNTANT,
-            "budget": {"epsilon": self.policy.target_epsilon, "delta": self.policy.target_delta},
-            "epsilon_per_event": self.epsilon_per_event(),
-            "units": units,
-            "delta_above_one_in_units": units > 0 and self.policy.target_delta > 1 / units,
-            "windows": [
-                {"task": charge.task, "window": window, "update": charge.update, "spent": self._spent([charge])}
-                for charge in charges
-                for window in charge.windows
-            ],
-            "updates": [_shown(charge) for charge in charges],
-            "open": [charge.update for charge in charges if charge.state == "open"],
-            "refusals": [refusal._asdict() for refusal in self.refusals()],
-            "not_covered": list(NOT_COVERED),
-        }
+        return statement(self._books.refresh(), self.stream, self.policy.target_epsilon, self.policy.target_delta)
 
-    def _refuse_if_charged(self, books: Books, charge: Charge, actor: str, at: datetime) -> None:
-        delta, budget = self.policy.target_delta, self.policy.target_epsilon
-        touching = books.touching(charge)
-        asked = self._spent([charge])
-        if touching:
-            window, reason = _overlap(charge, touching[0])
-            spent = max(self._spent([other]) for other in touching)
-        elif delta > 1 / charge.count:
-            window, spent = charge.windows[0], 0.0
-            reason = (
-                f"delta {delta:g} > 1 / {charge.count} events, which would allow giving one of them away whole: set "
-                f"[privacy] target_delta to {_below(1 / charge.count):g} or less"
-            )
-        else:
+    def export(self) -> list[dict[str, Any]]:
+        """Every entry with its hash, for an outsider who wants to compute epsilon himself. Raises LedgerError."""
+        self._books.refresh()  # checks what it reads
+        return list(exported(self._journal.read(self.stream)))
+
+    def position(self) -> dict[str, Any]:
+        """Where the ledger stands: `entries` so far and `chain` over their hashes, for a signed manifest to hold on to."""
+        books = self._books.refresh()
+        return {"entries": books.entries, "chain": books.chain}
+
+    def _enter(self, charge: Charge, facts: Mapping[str, Mapping[str, Any]], actor: str) -> Reservation:
+        for _ in range(ATTEMPTS):
+            books = self._books.refresh()
+            self._refuse(books, charge, actor)
+            if charge.update in books.charges:
+                raise LedgerError(
+                    f"update {charge.update} is already reserved by task {books.charges[charge.update].task} for other "
+                    "windows or another mechanism: give every update of a labels topic its own id"
+                )
+            try:
+                self._journal.append_all(self._drafts(books, charge, facts), actor=actor, at=charge.at)
+            except Conflict:
+                continue  # somebody else wrote first: perhaps for the same window, so look again
+            return self._reservation(charge)
+        raise self._crowded(f"{charge.update} was reserved")
+
+    def _drafts(self, books: Books, charge: Charge, facts: Mapping[str, Mapping[str, Any]]) -> list[Draft]:
+        """One transaction: a changed policy, what is new about the windows, the charge, and windows it leaves empty."""
+        bodies: list[tuple[str, dict[str, Any]]] = []
+        if books.policy != policy_body(self.policy):
+            bodies.append(("POLICY", policy_body(self.policy)))
+        for window in charge.windows:
+            fact = {"task": charge.task, "window": window, **facts.get(window, {})}
+            if window in facts and books.facts.get((charge.task, window)) != fact:
+                bodies.append(("WINDOW", fact))
+        bodies.append(("RESERVE", reserve_body(charge, self.policy)))
+        for window in budget.exhausted(books, charge, self.policy.target_epsilon, self.policy.target_delta):
+            bodies.append(("RETIRE", {"task": charge.task, "window": window, "reason": "no budget left"}))
+        return [Draft(self.stream, kind, body, self._books.length) for kind, body in bodies]
+
+    def _refuse(self, books: Books, charge: Charge, actor: str) -> None:
+        epsilon, delta = self.policy.target_epsilon, self.policy.target_delta
+        reason = budget.refused(books, charge, epsilon, delta)
+        if reason is None:
             return
-        refusal = Refusal(charge.task, charge.update, window, spent, asked, budget, delta, reason)
-        self._journal.append(Draft(self.stream, "REFUSE", refusal._asdict()), actor=actor, at=at)
+        asked = budget.spent([charge], delta)
+        refusal = Refusal(charge.task, charge.update, reason.window, reason.spent, asked, epsilon, delta, reason.text)
+        self._journal.append(Draft(self.stream, "REFUSE", refusal._asdict()), actor=actor, at=charge.at)
         raise BudgetExhausted(
-            f"privacy budget: update {charge.update} refused for window {window}: spent epsilon {spent:.4f}, asked "
-            f"{asked:.4f}, budget {budget:g} at delta {delta:g}; {reason}; nothing was read, "
+            f"privacy budget: update {charge.update} refused for window {reason.window}: spent epsilon {reason.spent:.4f}, "
+            f"asked {asked:.4f}, budget {epsilon:g} at delta {delta:g}; {reason.text}; nothing was read, "
             "see docs/privacy.md#budget",
             refusal,
         )
 
-    def _close(self, update: str, kind: str, outcome: dict[str, Any], actor: str, at: datetime) -> None:
-        body = {"update": update, **outcome}
+    def _close(self, kind: str, body: dict[str, Any], actor: str, at: datetime) -> Charge:
+        """Write COMMIT or CRASH unless it is there already; the charge as it was before."""
+        update, steps = body["update"], body.get("steps", 0)
         for _ in range(ATTEMPTS):
             charge = self._books.refresh().charges.get(update)
             if charge is None:
                 raise LedgerError(f"update {update} has no reservation in {self.stream}: reserve before training")
-            if charge.state != "open":
-                if (charge.state == "committed", charge.artefact) == (kind == "COMMIT", outcome.get("artefact")):
-                    return
+            if charge.state != "open" and steps <= charge.law.steps:  # more are charged whatever was said before
+                if (charge.overrun and kind == "COMMIT") or _said(charge) == (kind, body.get("steps"), body.get("artefact")):
+                    return charge
                 raise LedgerError(
-                    f"update {update} is already {charge.state} (artefact {charge.artefact}): it cannot be closed by "
-                    f"{kind} {outcome}; nothing was written"
+                    f"update {update} is already {charge.state} (artefact {charge.artefact}, steps {charge.taken}): it cannot "
+                    f"be closed by {kind} {body}; nothing was written"
                 )
             try:
                 self._journal.append(Draft(self.stream, kind, body, self._books.length), actor=actor, at=at)
             except Conflict:
                 continue
-            return
-        raise Conflict(f"{self.stream} was extended by others {ATTEMPTS} times while {update} was closed: try again")
+            return charge
+        raise self._crowded(f"{update} was closed")
+
+    def _crowded(self, what: str) -> Conflict:
+        return Conflict(f"{self.stream} was extended by others {ATTEMPTS} times while {what}: try again")
 
     def _reservation(self, charge: Charge) -> Reservation:
         law = charge.law
@@ -257,93 +299,15 @@ class Ledger:
             windows=charge.windows,
             noise_multiplier=law.noise_multiplier,
             sampling_rate=law.sampling_rate,
-            steps=law.steps,
+            steps=law.steps - charge.spare,
             max_grad_norm=charge.max_grad_norm,
-            epsilon=self._spent([charge]),
+            epsilon=budget.spent([charge], self.policy.target_delta),
             delta=self.policy.target_delta,
             expected_batch=law.sampling_rate * charge.count,
+            spare=charge.spare,
         )
 
-    def _spent(self, charges: Sequence[Charge]) -> float:
-        return accounting.epsilon(tuple(sorted(charge.law for charge in charges)), self.policy.target_delta)
 
-    def _policy_body(self) -> dict[str, Any]:
-        return {
-            "unit": UNIT,
-            "adjacency": accounting.ADJACENCY,
-            "accountant": accounting.ACCOUNTANT,
-            "interval": accounting.INTERVAL,
-            "target_epsilon": self.policy.target_epsilon,
-            "target_delta": self.policy.target_delta,
-            "sampling_rate": self.policy.sampling_rate,
-            "steps": self.policy.steps,
-            "max_grad_norm": self.policy.max_grad_norm,
-            "label_derived_public": self.policy.label_derived_public,
-            "not_covered": list(NOT_COVERED),
-        }
-
-
-def _reserve_body(charge: Charge, policy: PrivacyPolicy) -> dict[str, Any]:
-    return {
-        "task": charge.task,
-        "update": charge.update,
-        "windows": list(charge.windows),
-        "arrived": [stamp(moment) for moment in charge.arrived],
-        "count": charge.count,
-        "noise_multiplier": charge.law.noise_multiplier,
-        "sampling_rate": charge.law.sampling_rate,
-        "steps": charge.law.steps,
-        "max_grad_norm": charge.max_grad_norm,
-        "sampling": "poisson",
-        "clipping": "flat",
-        "delta": policy.target_delta,
-    }
-
-
-def _shown(charge: Charge) -> dict[str, Any]:
-    return {
-        "task": charge.task,
-        "update": charge.update,
-        "windows": list(charge.windows),
-        "count": charge.count,
-        **charge.law._asdict(),
-        "max_grad_norm": charge.max_grad_norm,
-        "state": charge.state,
-        "artefact": charge.artefact,
-        "at": stamp(charge.at),
-    }
-
-
-def _overlap(asked: Charge, charged: Charge) -> tuple[str, str]:
-    """The window to name, and why it is spent."""
-    if asked.task == charged.task:
-        window = next(window for window in asked.windows if window in charged.windows)
-        return window, f"update {charged.update} ({charged.state}) already trained on it, and a window is spent once"
-    start, end = (stamp(moment) for moment in charged.arrived)
-    return asked.windows[0], (
-        f"its events' arrival overlaps [{start}, {end}), which task {charged.task} charged on the same labels topic in "
-        f"update {charged.update}"
-    )
-
-
-def _below(value: float) -> float:
-    """The largest one-digit number that is not above `value`, to put into a message."""
-    unit = 10.0 ** math.floor(math.log10(value))
-    return math.floor(value / unit + 1e-9) * unit
-
-
-def _check_request(
-    windows: Sequence[str], arrived: tuple[datetime, datetime], count: int, max_grad_norm: float
-) -> None:
-    if not windows or len(set(windows)) != len(windows) or isinstance(windows, str):
-        raise ValueError(f"windows {windows!r}: give one or more different window ids")
-    if not arrived[0] < arrived[1]:
-        raise ValueError(f"arrived [{stamp(arrived[0])}, {stamp(arrived[1])}): the end must come after the start")
-    if count < 1:
-        raise ValueError(f"count {count}: an update needs examples; a window without any is skipped, not reserved")
-    _check_clip(max_grad_norm)
-
-
-def _check_clip(max_grad_norm: float) -> None:
-    if not (math.isfinite(max_grad_norm) and max_grad_norm > 0):
-        raise ValueError(f"max_grad_norm {max_grad_norm}: give a finite number above 0")
+def _said(charge: Charge) -> tuple[str, int | None, str | None]:
+    """How a closed charge was closed."""
+    return ("COMMIT", charge.taken, charge.artefact) if charge.state == "committed" else ("CRASH", None, None)

@@ -26,6 +26,11 @@ def test_a_gradient_norm_beyond_its_limit_names_value_limit_and_cure():
     )
 
 
+def test_the_largest_layer_is_named():
+    finding = guard.check_gradient_norm(14.2, 10.0, W, layers={"fc1": 3.0, "head": 13.9})
+    assert "> max_gradient_norm 10, largest in layer 'head' (13.9), in window" in finding.message
+
+
 def test_the_raw_norm_of_pure_noise_is_not_taken_for_a_gradient():
     """500 examples, 3,201 parameters, sigma 5.27, C 12: the norm is 57 and says nothing."""
     deviation = guard.noise_deviation(5.27, 12.0, 1 / 8, 500)
@@ -88,6 +93,41 @@ def test_a_loss_that_changes_by_more_than_half_is_found_in_both_directions(after
 def test_a_loss_that_was_zero_does_not_divide_by_it():
     assert guard.check_loss_change(0.0, 0.0, 0.5, W) is None
     assert guard.check_loss_change(0.0, 0.1, 0.5, W).figure > 1e6
+
+
+def test_an_update_is_compared_with_the_median_of_at_least_three():
+    assert guard.check_update_norm(50.0, [1.0, 1.0], 5.0, W) is None
+    assert guard.check_update_norm(5.0, [1.0, 1.0, 9.0], 5.0, W) is None
+    assert guard.check_update_norm(5.0, [0.0, 0.0, 0.0], 5.0, W) is None
+    finding = guard.check_update_norm(6.0, [0.5, 1.0, 9.0], 5.0, W)
+    assert (finding.kind, finding.figure, finding.limit) == ("update_norm", 6.0, 5.0)
+    assert finding.message == (
+        f"update norm 6 is 6 times the median of 3 earlier ones (1), beyond max_update_norm 5 in window {W}: compare the "
+        "window's labels and drift with those before; see docs/training.md#update-norm"
+    )
+
+
+@pytest.mark.parametrize(("cosine", "found"), [(None, False), (0.9, False), (-0.09, False), (-0.11, True)])
+def test_a_turn_is_measured_in_deviations_of_earlier_turns(cosine, found):
+    """The median is 0.2, the deviation at least 0.05."""
+    earlier = [0.2, 0.21, 0.19, 0.2, 0.2, 0.2, 0.9, -0.9]
+    assert guard.check_update_direction(cosine, earlier[1:], 6.0, W) is None, "seven are too few"
+    finding = guard.check_update_direction(cosine, earlier, 6.0, W)
+    assert (finding is not None) == found
+    if finding:
+        assert finding.figure == pytest.approx(6.2) and finding.limit == 6.0
+        assert finding.message == (
+            "cosine -0.11 of the update with all earlier ones together lies 6.2 deviations under the usual 0.2, beyond "
+            f"max_update_turn 6 in window {W}: it undoes what was learnt; compare the window's labels with those before; "
+            "see docs/training.md#update-direction"
+        )
+
+
+def test_steady_updates_are_rarely_taken_for_a_turn():
+    """20,000 normal cosines after 8 such ones: 0.46 % are found; fails by accident below 1e-6 between 0.3 and 0.7 %."""
+    draw = np.random.default_rng(3).normal(0.0, 0.3, size=(20_000, 9))
+    found = sum(guard.check_update_direction(row[8], row[:8].tolist(), 6.0, W) is not None for row in draw)
+    assert 60 < found < 140
 
 
 def test_an_interruption_carries_kind_figure_and_limit():

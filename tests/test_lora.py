@@ -1,12 +1,9 @@
-"""Adapters: nothing at birth, exact to store and restore, refused where they would be ignored, readable by PEFT."""
+"""Adapters: nothing at birth, exact to store and restore, refused where they would be ignored."""
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 from torch import nn
 
@@ -99,14 +96,14 @@ def test_a_merged_copy_answers_alike_and_leaves_the_adapter_alone():
 
 
 def test_a_suffix_that_matches_nothing_names_those_that_would():
-    with pytest.raises(AdapterRefused, match=r"target_modules 'query' matches no Linear .* suffixes: fc1, fc2, head"):
+    with pytest.raises(AdapterRefused, match=r"target_modules 'query' matches no layer .* suffixes: fc1, fc2, head"):
         lora.attach(fresh(), AdapterConfig(target_modules=("query",)))
-    with pytest.raises(AdapterRefused, match="modules_to_save 'classifier' matches no Module"):
+    with pytest.raises(AdapterRefused, match="modules_to_save 'classifier' matches no module"):
         lora.attach(fresh(), AdapterConfig(modules_to_save=("classifier",)))
 
 
 def test_a_suffix_is_a_whole_name_not_an_ending():
-    with pytest.raises(AdapterRefused, match="'c1' matches no Linear"):
+    with pytest.raises(AdapterRefused, match="'c1' matches no layer"):
         lora.attach(fresh(), AdapterConfig(target_modules=("c1",)))
 
 
@@ -142,6 +139,47 @@ def test_tensors_of_another_adapter_are_refused(change):
         lora.load(module, tensors)
 
 
+def test_a_second_adapter_without_a_name_is_refused():
+    module = adapted()
+    with pytest.raises(AdapterRefused, match="carries an adapter already"):
+        lora.attach(module, SMALL)
+    with pytest.raises(AdapterRefused, match="carries an adapter already"):
+        lora.attach(module, SMALL, name="night")
+
+
+def test_a_refused_attachment_changes_nothing():
+    module = fresh()
+    module.requires_grad_(True)
+    digest, kinds = base.module_digest(module), [type(part) for part in module.modules()]
+    with pytest.raises(AdapterRefused):
+        lora.attach(module, AdapterConfig(target_modules=("fc1", "head")))
+    assert base.module_digest(module) == digest and [type(part) for part in module.modules()] == kinds
+    assert all(p.requires_grad for p in module.parameters())
+
+
+def test_the_start_of_a_linear_adapter_is_drawn_layer_after_layer():
+    module, draw = fresh(), torch.Generator().manual_seed(3)
+    lora.attach(module, SMALL, torch.Generator().manual_seed(3))
+    for layer, wide in ((module.fc1, 4), (module.fc2, 16)):
+        assert torch.equal(layer.lora_A.weight, torch.empty(3, wide).normal_(std=wide**-0.5, generator=draw))
+
+
+def test_a_layer_that_forward_never_calls_is_named():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.head(self.fc1(x))
+
+    module = Tied()
+    lora.attach(module, SMALL)
+    with pytest.raises(AdapterRefused, match="fc2: forward never calls"):
+        lora.check_used(module, X)
+    lora.check_used(adapted(), X)
+
+
 def test_the_first_draw_depends_on_the_base_alone():
     def draw(raw: bytes) -> torch.Tensor:
         return torch.randn(3, generator=lora.first_draw(raw))
@@ -166,24 +204,3 @@ def test_layers_for_the_watermark_hold_the_whole_change_of_each_adapted_layer():
     for name, layer in layers.items():
         whole = layer.W0 + layer.scale * layer.B @ layer.A
         assert np.allclose(whole, flat.get_submodule(name).weight.numpy(), atol=1e-6)
-
-
-def test_peft_loads_our_files_and_answers_the_same(tmp_path):
-    peft = pytest.importorskip("peft", reason="PEFT is the oracle for its own file format")
-    module = adapted()
-    safetensors.numpy.save_file(lora.extract(module), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(SMALL.as_peft("0" * 64)))
-    theirs = peft.PeftModel.from_pretrained(fresh(), str(tmp_path)).eval()
-    assert torch.allclose(theirs(X), module(X), atol=1e-6)
-
-
-def test_peft_writes_files_that_we_load(tmp_path):
-    peft = pytest.importorskip("peft", reason="PEFT is the oracle for its own file format")
-    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["fc1", "fc2"], modules_to_save=["head"],
-                             init_lora_weights=False)
-    theirs = peft.get_peft_model(fresh(), config)
-    theirs.save_pretrained(str(tmp_path))
-    module = fresh()
-    lora.attach(module, SMALL)
-    lora.load(module, safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors"))
-    assert torch.allclose(module(X), theirs.eval()(X), atol=1e-6)

@@ -17,12 +17,15 @@ from assets.update_due import Due, Pending, update_due
 from assets.windows.clock import NotDue, next_window, window_bounds, windows_between
 from assets.windows.columns import columns_of, concatenated
 from assets.windows.cut import find_cut
+from assets.windows.history import CUT
 from assets.workspace import Workspace
 from models.config import UpdateConfig
 from models.vault import write_vault
 from monitoring.alarms import raise_alarm
 from security.journal import Conflict, Draft, unstamp
+from security.keys import secret
 from security.privacy import BudgetExhausted, Charge, Ledger, Reservation
+from security.subjects import Accounts, admitted
 
 SKIPPED = "update.skipped"
 CRASH = "crash"
@@ -42,10 +45,11 @@ def adapter(window: str, workspace: Workspace) -> Mapping[str, Any]:
     skipped = workspace.body(SKIPPED, window)
     if skipped is not None:
         return skipped
-    due = update_due(_pending(window, workspace, lineage), workspace.policies.update)
+    ledger = ledger_of(workspace, window)
+    due = update_due(_pending(window, workspace, lineage, ledger), workspace.policies.update)
     if not due.windows:
         return _skip(window, workspace, due.reason)
-    return _update(Job(workspace, ledger_of(workspace, window), lineage, length, window, due))
+    return _update(Job(workspace, ledger, lineage, length, window, due))
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,15 @@ def ledger_of(workspace: Workspace, window: str) -> Ledger | None:
     return Ledger(workspace.journal, decided.cluster_id, topic_id, workspace.policies.privacy)
 
 
-def _pending(window: str, workspace: Workspace, lineage: Lineage) -> list[Pending]:
-    """Windows up to this one that no update has settled, oldest first."""
+def _pending(window: str, workspace: Workspace, lineage: Lineage, ledger: Ledger | None) -> list[Pending]:
+    """Windows up to this one that no update has settled and nobody has retired, oldest first."""
     grid = workspace.policies.window
+    retired = ledger.retired(workspace.task.name) if ledger is not None else frozenset()
     last = max(lineage.settled, default=None)
     waiting = []
     for name in windows_between(grid, next_window(grid, last), window):
+        if name in retired:
+            continue
         joined = workspace.body("examples.joined", name)
         waiting.append(Pending(name, *window_bounds(grid, name), examples=joined["examples"] if joined else 0))
     return waiting
@@ -116,29 +123,37 @@ def _update(job: Job) -> Mapping[str, Any]:
     base, parent = workspace.base, workspace.parent(job.lineage.head)  # what can be refused is refused before it costs
     with training_lease.hold(workspace, job.name):
         try:
-            reservation = _reserve(job)
+            reservation, keep = _reserve(job)
         except BudgetExhausted as error:
             if job.charge() is not None:
                 reason = f"update {job.name} was reserved by another process in this moment: leave it to that one"
                 raise Conflict(reason) from error
             _alarm(workspace, "budget", job.window, str(error))
             return _skip(job.window, workspace, str(error))
-        return _train(job, base, parent, reservation)
+        if keep is not None and not any(keep):
+            reason = f"no example is left for update {job.name}: the accounts of all its subjects are full"
+            _alarm(workspace, "budget", job.window, reason)
+            return _skip(job.window, workspace, reason)
+        return _train(job, base, parent, reservation, keep)
 
 
 def _train(
-    job: Job, base: bytes, parent: dict[str, Any] | None, reservation: Reservation | None
+    job: Job, base: bytes, parent: dict[str, Any] | None, reservation: Reservation | None,
+    keep: list[bool] | None,
 ) -> Mapping[str, Any]:
     from models.guard import UpdateInterrupted
     from models.training import train
 
     workspace, due = job.workspace, job.due
-    parts = [columns_of(workspace.examples(covered)) for covered in due.windows]
+    columns = concatenated([columns_of(workspace.examples(covered)) for covered in due.windows])
+    if keep is not None:
+        columns = {name: column[keep] for name, column in columns.items()}
     policies = workspace.policies
     rates = job.lineage.next_number() - 1
     config = UpdateConfig(policies.adapter, policies.training, policies.guard, update_number=rates)
+    earlier = [told["report"] for told in job.lineage.updates.values() if told["kind"] == "update.trained"]
     try:
-        update = train(workspace.task, base, parent, concatenated(parts), reservation, config, job.window)
+        update = train(workspace.task, base, parent, columns, reservation, config, job.window, earlier=earlier)
     except UpdateInterrupted as error:
         figures = {"kind": error.kind, "figure": error.figure, "limit": error.limit, "message": str(error)}
         return job.append("update.interrupted", due.windows, **figures)
@@ -158,22 +173,57 @@ def _check_tested(workspace: Workspace, windows: Sequence[str]) -> None:
             raise NotDue(f"the update waits for the evidence of window {window}: run its step `evidence` first")
 
 
-def _reserve(job: Job) -> Reservation | None:
+def _reserve(job: Job) -> tuple[Reservation | None, list[bool] | None]:
+    """The reservation, and which examples it is for; None for all of them."""
     if job.ledger is None:
-        return None
-    workspace = job.workspace
-    joined = [workspace.body("examples.joined", covered) or {} for covered in job.due.windows]
-    clip = workspace.policies.privacy.max_grad_norm
-    return job.ledger.reserve(
+        return None, None
+    joined = {covered: job.workspace.body("examples.joined", covered) or {} for covered in job.due.windows}
+    if job.workspace.task.subject is None:
+        return _charge(job, job.ledger, joined, sum(body["examples"] for body in joined.values()), None), None
+    return _charge_subjects(job, job.ledger, joined, job.workspace.task.subject)
+
+
+def _charge_subjects(
+    job: Job, ledger: Ledger, joined: Mapping[str, Mapping[str, Any]], subject: str
+) -> tuple[Reservation | None, list[bool]]:
+    """Charge the accounts first, then the windows. Reads no column but the subject, in the order of arrival."""
+    workspace, privacy = job.workspace, job.workspace.policies.privacy
+    path = workspace.store / "accounts" / f"{ledger.stream.replace('/', '-')}.bin"
+    accounts = Accounts(path, secret(workspace.keys, "vault"))
+    found = [value for window in joined for value in workspace.examples(window).column(subject).to_pylist()]
+    with accounts.locked():
+        table = accounts.load(ledger.accounts(), {charge.update for charge in ledger.charges()})
+        keep, table = admitted(
+            table, job.name, [accounts.name(value) for value in found], privacy.law(),
+            most=privacy.max_per_subject, epsilon=privacy.subject_epsilon, delta=privacy.target_delta,
+        )  # fmt: skip
+        if not any(keep):
+            return None, keep
+        return _charge(job, ledger, joined, sum(keep), accounts.save(table)), keep
+
+
+def _charge(
+    job: Job, ledger: Ledger, joined: Mapping[str, Mapping[str, Any]], count: int, accounts: str | None
+) -> Reservation:
+    workspace, clip = job.workspace, job.workspace.policies.privacy.max_grad_norm
+    return ledger.reserve(
         task=workspace.task.name,
         update=job.name,
         windows=job.due.windows,
-        arrived=_arrival(joined),
-        count=sum(body["examples"] for body in joined),
+        arrived=_arrival(list(joined.values())),
+        count=count,
         max_grad_norm=job.lineage.registered_base()["max_grad_norm"] if clip == "auto" else clip,
         actor=workspace.actor,
         at=workspace.now(),
+        facts={covered: _facts(workspace, covered, body) for covered, body in joined.items()},
+        accounts=accounts,
     )
+
+
+def _facts(workspace: Workspace, window: str, joined: Mapping[str, Any]) -> dict[str, Any]:
+    """What anybody may know of a window: how many examples, when their events arrived, and which cut it comes from."""
+    cut = workspace.history.refresh().find(CUT, window)
+    return {"count": joined["examples"], "arrived": joined["arrived"], "cut": cut.hash if cut is not None else None}
 
 
 def _arrival(bodies: Sequence[Mapping[str, Any]]) -> tuple[datetime, datetime]:
@@ -204,13 +254,13 @@ def _conclude(workspace: Workspace, told: Mapping[str, Any]) -> None:
             reservation, steps=told["report"]["steps"], artefact=told["vault_sha256"], actor=actor, at=now
         )
     elif ledger is not None and reservation is not None:
-        ledger.crashed(told["update"], reason=told["message"], actor=actor, at=now)
+        # the ledger is for outsiders: the kind of end, and not the message, which has figures of private records
+        ledger.crashed(told["update"], reason=str(told["cause"]), actor=actor, at=now)
     if not trained:
         kind = "budget" if told["cause"] == CRASH else told["cause"]
         _alarm(workspace, kind, told["window"], told["message"], told["figure"], told["limit"])
-    elif told["report"]["blocked"]:
-        report, limit = told["report"], workspace.policies.guard.max_loss_change
-        _alarm(workspace, "loss_change", told["window"], report["finding"] or "", report["loss_change"], limit)
+    for found in told["report"].get("findings", ()) if trained else ():
+        _alarm(workspace, found["kind"], told["window"], found["message"], found["figure"], found["limit"])
 
 
 def _as_journalled(told: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from monitoring.quality import binary_metrics
 from security.journal import Conflict, stamp
 from security.keys import private_key, secret
 from security.manifest import digest, encode
+from security.privacy import NOT_COVERED, UNIT
 
 if TYPE_CHECKING:
     from models.release_copy import ReleaseCopy
@@ -71,7 +72,7 @@ def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mappi
         "watermark": _watermark(copy, claim),
         "retention": _retention(workspace, clean),
         "guard": {"blocked": update["report"]["blocked"]},  # a manifest leaves the house: no figure of private records
-        **_privacy(window, workspace, update),
+        **_privacy(window, workspace, lineage, update),
     }
     written = write_version(
         workspace.store / task.name / "versions", number=update["number"], task=task.name, parent=update["parent"],
@@ -95,7 +96,31 @@ def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mappi
         "privacy": described["privacy"],
         "clock": stamp(workspace.clock(window)),
     }
+    _announce(window, workspace, lineage, update, body)
     return _journal(workspace, body)
+
+
+def _announce(
+    window: str, workspace: Workspace, lineage: Lineage, update: Mapping[str, Any], body: Mapping[str, Any]
+) -> None:
+    """RELEASE in the privacy ledger before the version is published: it refuses one that exceeds what was reserved."""
+    ledger = ledger_of(workspace, window)
+    if ledger is not None:
+        ledger.release(
+            version=body["version"], artefact=body["manifest_digest"], updates=_updates(workspace, lineage, update),
+            parent=None if update["parent"] not in lineage.versions else update["parent"],
+            actor=workspace.actor, at=workspace.now(),
+        )  # fmt: skip
+
+
+def _updates(workspace: Workspace, lineage: Lineage, update: Mapping[str, Any]) -> list[str]:
+    """Every update the weights descend from, oldest first."""
+    found, parent = [update["update"]], update["parent"]
+    while parent in lineage.versions:
+        body = lineage.versions[parent]
+        found.append(f"{workspace.task.name}/{body['number']:06d}")
+        parent = body["parent"]
+    return found[::-1]
 
 
 def _refuse(window: str, workspace: Workspace, reason: str) -> Mapping[str, Any]:
@@ -158,19 +183,22 @@ def _watermark(copy: ReleaseCopy, claim: Mapping[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _privacy(window: str, workspace: Workspace, update: Mapping[str, Any]) -> dict[str, Any]:
+def _privacy(window: str, workspace: Workspace, lineage: Lineage, update: Mapping[str, Any]) -> dict[str, Any]:
     ledger = ledger_of(workspace, window)
     if ledger is None:
         return {"privacy": None, "not_covered": ["Everything: privacy is off."]}
+    charges = {charge.update: charge for charge in ledger.charges()}
     # The law that was reserved and executed, not the one the settings ask for by now.
-    law = next(charge.law for charge in ledger.charges() if charge.update == update["update"])
+    law = charges[update["update"]].law
     figures = {
-        "unit": ledger.summary()["unit"], "epsilon": ledger.epsilon_per_event(), "delta": ledger.policy.target_delta,
-        "noise_multiplier": law.noise_multiplier, "sampling_rate": law.sampling_rate, "steps": update["report"]["steps"],
-        "max_grad_norm": update["report"]["max_grad_norm"], "accountant": "PLD, replace-special adjacency",
-        "stream": ledger.stream,
+        "unit": UNIT, "epsilon": ledger.epsilon_per_event(), "delta": ledger.policy.target_delta,
+        "noise_multiplier": law.noise_multiplier, "sampling_rate": law.sampling_rate, "steps": law.steps,
+        "steps_taken": update["report"]["steps"], "max_grad_norm": update["report"]["max_grad_norm"],
+        "accountant": "PLD, replace-special adjacency", "stream": ledger.stream, "ledger": ledger.position(),
     }  # fmt: skip
-    return {"privacy": figures, "not_covered": list(ledger.summary()["not_covered"])}
+    free = [name for name in _updates(workspace, lineage, update) if name not in charges]
+    unbound = [f"Updates that this ledger never charged, trained with privacy off: {', '.join(free)}."] if free else []
+    return {"privacy": figures, "not_covered": [*NOT_COVERED, *unbound]}
 
 
 def _retention(workspace: Workspace, clean: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
@@ -213,11 +241,12 @@ def _track(workspace: Workspace, body: Mapping[str, Any]) -> None:
         "gradient_norm": max(report["gradient_norms"], default=None),
         "weight_delta": report["weight_delta"],
     }
+    layers = {f"gradient_norm_{layer}": norms for layer, norms in report.get("layer_norms", {}).items()}
     workspace.tracker.record_update(
         workspace.task.name,
         body["version"],
         {"windows": len(body["windows"]), "parent": body["parent"], "learning_rate": report["learning_rate"]},
         {name: value for name, value in metrics.items() if value is not None},
-        curves={"loss": report["losses"], "gradient_norm": report["gradient_norms"]},
+        curves={"loss": report["losses"], "gradient_norm": report["gradient_norms"]} | layers,
         files=sorted((workspace.store / body["path"]).iterdir()),
     )

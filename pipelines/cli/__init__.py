@@ -37,7 +37,7 @@ COMMANDS = {
     "rollout": ("pipelines.cli.rollout", "Watch and steer the release of a version."),
     "alarm": ("pipelines.cli.alarm", "List and acknowledge alarms."),
     "version": ("pipelines.cli.version", "List and show versions."),
-    "privacy": ("pipelines.cli.privacy", "Show what was spent of the privacy budget."),
+    "privacy": ("pipelines.cli.privacy", "Show and export what was spent of the privacy budget; audit the private step."),
     "journal": ("pipelines.cli.journal", "Verify and read the journal."),
     "config": ("pipelines.cli.config", "Show the effective settings."),
     "bench": ("pipelines.cli.bench", "Measure one part against its peer (from a checkout)."),

@@ -1,0 +1,254 @@
+"""Gradients of one pass are those that vmap(grad) finds, layer by layer, and what the pass does not know goes to Opacus."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+from models import lora
+from models.clipping import GradientsRefused, PerExampleGradients
+from models.config import AdapterConfig
+from models.one_backward import OneBackward, gradients, known
+
+ROWS = 24
+
+
+class Problem:
+    """What a source of gradients asks of a Task."""
+
+    def loss(self, output, target):
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
+
+class Table(nn.Module):
+    """Rows of 6 numbers."""
+
+    shape, adapters, saved = (6,), ("fc1", "fc2"), ("head",)
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.head = nn.Linear(6, 16), nn.Linear(16, 12, bias=False), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.fc2(torch.tanh(self.fc1(x)))))
+
+
+class Tokens(nn.Module):
+    """Sequences of 9 vectors of 6; the head sees each of them, so its weight has many positions as well."""
+
+    shape, adapters, saved = (9, 6), ("q", "v"), ("head",)
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 24), nn.Linear(6, 24), nn.Linear(6, 24)
+        self.norm, self.head = nn.LayerNorm(24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        mixed = torch.softmax(self.q(x) @ self.k(x).mT / 5, dim=-1) @ self.v(x)
+        return self.head(self.norm(mixed)).mean(dim=1)
+
+
+class Long(Tokens):
+    """So many positions that a matrix is smaller than its factors, also in the head."""
+
+    shape = (80, 6)
+
+
+class Twice(Table):
+    """One layer used twice in one pass: its gradient is the sum of both uses."""
+
+    shape, adapters = (2, 6), ("fc1", "fc2")
+
+    def forward(self, x):
+        return super().forward(x[:, 0]) + super().forward(x[:, 1] ** 2)
+
+
+class Headless(Table):
+    """Nothing copied, only adapters."""
+
+    saved = ()
+
+
+class HeadOnly(Table):
+    """No adapter, only a head, whose input needs no gradient."""
+
+    adapters = ()
+
+
+class Words(nn.Module):
+    """Sequences of 9 words, some of them twice; adapters on the table of words and on a linear layer."""
+
+    shape, adapters, saved = (9,), ("words", "fc"), ("head",)
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.fc, self.head = nn.Embedding(7, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.fc(self.words(x))).mean(dim=1))
+
+
+class WordsCopied(Words):
+    """The whole table is trained."""
+
+    adapters, saved = ("fc",), ("head", "words")
+
+
+class Pictures(nn.Module):
+    """Pictures of 5 x 6 points; 1x1 convolutions, one with a stride and padding."""
+
+    shape, adapters, saved = (2, 5, 6), ("first", "second"), ("head", "third")
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 6, 1, stride=2, padding=1), nn.Conv2d(6, 6, 1, bias=False)
+        self.third, self.head = nn.Conv2d(6, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))).mean(dim=(2, 3)))
+
+
+MODELS = [Table, Tokens, Long, Twice, Headless, HeadOnly, Words, WordsCopied, Pictures]
+
+
+def made(kind, rows=ROWS, seed=0):
+    """A module with an adapter that has moved, and a batch."""
+    torch.manual_seed(seed)
+    module = kind().eval()
+    lora.attach(module, AdapterConfig(r=3, lora_alpha=6, target_modules=kind.adapters, modules_to_save=kind.saved))
+    with torch.no_grad():
+        for value in lora.trainable(module).values():
+            value += 0.3 * torch.randn_like(value)
+    x = torch.randint(0, 7, (rows, *kind.shape)) if issubclass(kind, Words) else torch.randn(rows, *kind.shape)
+    return module, x, torch.randint(0, 3, (rows,))
+
+
+def reference(module, x, y):
+    """Per-example gradients by vmap(grad), (n, d) float64."""
+    free = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+    def loss(weights, row, target):
+        return Problem().loss(functional_call(module, weights, (row[None],)), target[None])[0]
+
+    found = vmap(grad(loss), (None, 0, 0))(free, x, y)
+    order = {id(p): name for name, p in module.named_parameters()}
+    return torch.cat([found[order[id(p)]].flatten(1) for p in lora.trainable(module).values()], dim=1).double()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_norms_and_clipped_sums_are_those_of_vmap(kind):
+    module, x, y = made(kind)
+    wanted = reference(module, x, y)
+    norms = wanted.norm(dim=1)
+    clip = float(norms.quantile(0.51))
+    total = (wanted * (clip / norms).clamp(max=1.0)[:, None]).sum(dim=0)
+    with OneBackward(Problem(), module) as one:
+        assert known(module) and np.allclose(one.norms((x,), y), norms, rtol=1e-5)
+        found = one.clipped_sum((x,), y, clip)
+        single = torch.from_numpy(np.stack([one.clipped_sum((x[i : i + 1],), y[i : i + 1], 1e9).total for i in range(ROWS)]))
+    assert np.linalg.norm(found.total - total.numpy()) < 2e-5 * total.norm() and found.clipped == int((norms > clip).sum())
+    assert torch.allclose(single, wanted * (1 - 1e-5), rtol=1e-5, atol=1e-6 * float(norms.max()))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_module_answers_the_same_during_and_after_and_keeps_nothing(kind):
+    module, x, y = made(kind)
+    before, keys = module(x), [sorted(part.__dict__) for part in module.modules()]
+    with OneBackward(Problem(), module) as one:
+        assert torch.equal(module(x), before) or torch.allclose(module(x), before, atol=1e-6)
+        one.clipped_sum((x,), y, 1.0)
+    assert torch.equal(module(x), before) and [sorted(part.__dict__) for part in module.modules()] == keys
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("kind", [Table, Tokens, Twice])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, 3e38])
+def test_a_row_that_is_not_finite_counts_as_absent(kind, poison):
+    module, x, y = made(kind)
+    keep = torch.arange(ROWS) != 5
+    x[5] = poison
+    with OneBackward(Problem(), module) as one:
+        found, without = one.clipped_sum((x,), y, 0.5), one.clipped_sum((x[keep],), y[keep], 0.5)
+    assert found.not_finite == 1 and np.allclose(found.total, without.total, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e15, 1e30])
+def test_no_example_contributes_more_than_the_clip(scale):
+    module, x, y = made(Table)
+    with OneBackward(Problem(), module) as one:
+        for row in range(ROWS):
+            assert np.linalg.norm(one.clipped_sum((x[row : row + 1] * scale,), y[row : row + 1], 0.01).total) <= 0.01
+
+
+def test_many_passes_give_the_sum_of_one(monkeypatch):
+    module, x, y = made(Tokens, rows=50)
+    with OneBackward(Problem(), module) as one:
+        whole = one.clipped_sum((x,), y, 0.7)
+        monkeypatch.setattr(OneBackward, "rows", 13)
+        parts = one.clipped_sum((x,), y, 0.7)
+        nobody = one.clipped_sum((x[:0],), y[:0], 0.7)
+    assert np.allclose(whole.total, parts.total, atol=1e-5) and parts.clipped == whole.clipped
+    assert not nobody.total.any() and len(nobody.losses) == 0
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_forward_pass_that_is_computed_again_gives_the_same_sums(kind):
+    module, x, y = made(kind)
+
+    class Again(nn.Module):
+        def forward(self, x):
+            return checkpoint(module, x, use_reentrant=False)
+
+    with OneBackward(Problem(), module) as one:
+        wanted = one.clipped_sum((x,), y, 0.5).total
+        one.module = Again()
+        assert np.array_equal(one.clipped_sum((x,), y, 0.5).total, wanted)
+
+
+def test_an_unused_layer_is_refused_and_never_goes_without_noise():
+    class Idle(Table):
+        def forward(self, x):
+            return self.head(torch.relu(torch.tanh(self.fc1(x))[:, :12]))
+
+    module, x, y = made(Idle)
+    with OneBackward(Problem(), module) as one, pytest.raises(GradientsRefused, match=r"fc2\.lora_A.* got no gradient"):
+        one.clipped_sum((x,), y, 1.0)
+
+
+def test_a_layer_whose_first_dimension_is_not_the_example_is_refused():
+    class Flat(Tokens):
+        def forward(self, x):
+            rows = x.flatten(0, 1)
+            return self.head(self.norm(self.v(rows) + self.q(rows))).unflatten(0, (len(x), -1)).mean(dim=1)
+
+    module, x, y = made(Flat)
+    with OneBackward(Problem(), module) as one, pytest.raises(GradientsRefused, match="first dimension is not the example"):
+        one.clipped_sum((x,), y, 1.0)
+
+
+def test_other_trainable_layers_are_left_to_opacus():
+    class Normed(Table):
+        saved = ("head", "norm")
+
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(12)
+
+        def forward(self, x):
+            return self.head(self.norm(self.fc2(self.fc1(x))))
+
+    class Own(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module, x, y = made(Normed)
+    source, norms = gradients(Problem(), module), reference(module, x, y).norm(dim=1)
+    assert isinstance(source, PerExampleGradients) and isinstance(gradients(Problem(), made(Table)[0]), OneBackward)
+    with source as by_hooks:
+        assert np.allclose(by_hooks.norms((x,), y), norms, rtol=1e-5)
+    module.norm, module.head = nn.Identity(), Own(12, 3)
+    assert not known(module)
