@@ -29,6 +29,7 @@ def summary(
     lost, doubled = count_examples(workspace, replayer, windows)
     rows = count_rows(workspace, windows)
     lost += max(0, replayer.totals.events - rows["events"]) + max(0, replayer.totals.labels - rows["labels"])
+    lost += max(0, clients.requests - rows["requests"])
     doubled += max(0, rows["events"] - replayer.totals.events) + max(0, rows["labels"] - replayer.totals.labels)
     lineage, ledger = workspace.lineage(), ledger_of(workspace, windows[-1])
     return {
@@ -120,7 +121,7 @@ def faults(workspace: Workspace, found: dict[str, Any]) -> list[str]:
         for name, body in workspace.lineage().versions.items()
         if any(story.wrong_from <= parse_window(window) < story.wrong_until for window in body["windows"])
     }
-    wrong += [f"{found[name]} labelled events {name}" for name in ("lost", "duplicates") if found[name]]
+    wrong += [f"{found[name]} labelled events or predictions {name}" for name in ("lost", "duplicates") if found[name]]
     promoted = {row["version"] for row in found["promoted"]}
     if not promoted - bad:
         wrong.append("no honest version was promoted")

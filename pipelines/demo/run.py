@@ -41,6 +41,7 @@ from security.keys import make_keys
 REQUESTS_A_DAY = 60
 AHEAD = timedelta(hours=12)  # the log runs ahead of the window, as a live one does: records pass its end before it is cut
 ROUTING_SECONDS = 5.0
+ARRIVAL_SECONDS = 10.0
 
 
 @dataclass
@@ -133,6 +134,8 @@ class Demo:
             with self.timed("requests"):
                 if not self.fast or workspace.board().canary is not None:
                     clients.ask(replayer.documents(start, end))
+                if name == names[-1]:  # the next window takes what is still on its way, and the last one has none
+                    self._wait_for_predictions(workspace, clients)
             with self.timed("windows"):
                 result = run_window(name, workspace)
             for part, spent in result.seconds.items():
@@ -146,6 +149,12 @@ class Demo:
     def _end(self, workspace: Workspace) -> None:
         ended = Draft(f"window/{workspace.task.name}", "stream.ended", {"at": stamp(self.story.end)})
         workspace.journal.append(ended, actor="demo", at=workspace.now())
+
+    def _wait_for_predictions(self, workspace: Workspace, clients: Clients) -> None:
+        """The gateway answers at once, and records on the way; what did not arrive in time is told by the audit."""
+        deadline = time.monotonic() + ARRIVAL_SECONDS
+        while _arrived(workspace) < clients.requests and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _wait_for_routing(self, workspace: Workspace, clients: Clients) -> None:
         """A stream day takes half a second here: give the gateway the second it needs to pick up a new routing."""
@@ -184,3 +193,9 @@ def clean(folder: Path) -> None:
     """A second run starts from nothing but the cached features and jars."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _arrived(workspace: Workspace) -> int:
+    """How many predictions are in the log."""
+    found = workspace.log.bounds(workspace.topics.predictions, workspace.now())
+    return sum(bounds.latest - bounds.earliest for bounds in found.partitions.values())
