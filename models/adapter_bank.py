@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.adapter_part import AdapterRefused, Part
+from models.adapter_part import AdapterRefused, OnBase, Part
 from models.adapter_places import put, refuse_nested
 
 BASE = -1  # the number of a row that the base alone answers
@@ -85,7 +85,7 @@ class Bank(nn.Module):
             raise AdapterRefused(f"a layer sees {len(x)} rows, rows() was given {len(choice.order)} numbers; give one for each "
                                  "row, and keep rows first in every adapted layer")
         parts = [(self.part(name), of) for name, of in choice.groups]
-        out = self.base(x) if any(part is None or part.on_base for part, _ in parts) else x
+        out = self.base(x) if any(part is None or isinstance(part, OnBase) for part, _ in parts) else x
         return [out[of] if part is None else part.onto(out[of], x[of]) for part, of in parts]
 
     def _joined(self, choice: Choice, pieces: list[torch.Tensor]) -> torch.Tensor:

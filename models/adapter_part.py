@@ -23,8 +23,6 @@ class AdapterRefused(Exception):
 class Part(nn.Module):
     """Answers in the place of `layer`, which it leaves as it is."""
 
-    on_base = True  # whether `onto` needs what the layer answers
-
     @property
     @abstractmethod
     def layer(self) -> nn.Module:
@@ -49,10 +47,21 @@ class Part(nn.Module):
                              "the adapter would be ignored; call the layer, or take it out of [adapter]")
 
 
+class OnBase(Part):
+    """A part that adds to what the layer, its `base`, answers."""
+
+    base: nn.Module
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.onto(self.base(x), x)
+
+
 class TrainableCopy(Part):
     """A module of `modules_to_save`: its copy answers and is trained, the original stays untouched beside it."""
-
-    on_base = False
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from models import base, compute, lora, private_sgd, training
+from models import base, compute, lora, one_backward, training
 from models.audit_bound import epsilon_lower_bound
 from models.audit_subject import SmallTask
 from models.config import AdapterConfig, GuardConfig, TrainingConfig, UpdateConfig
@@ -87,7 +87,7 @@ def _shares(task: Task, state: bytes, columns: Columns) -> tuple[dict[str, np.nd
             value.add_(torch.randn(value.shape), alpha=0.1)
     parent = lora.extract(module)
     parts, truth = compute.inputs(task, columns), compute.targets(task, columns)
-    with private_sgd.gradients(task, module) as source:
+    with one_backward.gradients(task, module) as source:
         clip = float(np.quantile(source.norms(parts, truth), 0.1))
         alone = [slice(row, row + 1) for row in range(len(truth))]
         shares = [source.clipped_sum(compute.take(parts, row), truth[row], clip).total for row in alone]

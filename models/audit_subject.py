@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from models import compute, lora, private_sgd
+from models import compute, lora, one_backward
 from models.clipping import ClippedSum
 from models.config import AdapterConfig
 from models.private_sgd import Gradients, Parts
@@ -105,7 +105,7 @@ def subject_of(task: Task, adapter: AdapterConfig, columns: Columns, source: Sou
             value.add_(torch.randn(value.shape, generator=draw), alpha=0.1)
             layers[name], at = slice(at, at + value.numel()), at + value.numel()
     parts, truth = compute.inputs(task, some), compute.targets(task, some)
-    return Subject(task, module, copy.deepcopy(module), parts, truth, layers, source or private_sgd.gradients)
+    return Subject(task, module, copy.deepcopy(module), parts, truth, layers, source or one_backward.gradients)
 
 
 def worst_neighbours(subject: Subject, gradients: Gradients) -> Neighbours:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from models.adapter_part import AdapterRefused, Part
+from models.adapter_part import AdapterRefused, OnBase
 
 
-class Bottleneck(Part):
+class Bottleneck(OnBase):
     """y = h + up(relu(down(h))) with h = base(x), for any leading dimensions; up = 0 at birth, so y = h exactly.
 
     Non-linear in h, so it cannot be folded into the layer: an exported module keeps it. Raises AdapterRefused for a layer
@@ -30,13 +30,6 @@ class Bottleneck(Part):
         nn.init.normal_(self.down.weight, std=1 / math.sqrt(width), generator=generator)
         for value in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(value)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.onto(self.base(x), x)
-
-    @property
-    def layer(self) -> nn.Module:
-        return self.base
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name in ("down", "up"):

@@ -15,25 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.adapter_part import AdapterRefused, Part
+from models.adapter_part import AdapterRefused, OnBase
 
 
-class LowRank(Part):
+class LowRank(OnBase):
     """What the three have in common."""
 
-    base: nn.Module
     scale: float
 
     @abstractmethod
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """W0 (out, in), A (r, in) and B (out, r), as views of the weights."""
-
-    @property
-    def layer(self) -> nn.Module:
-        return self.base
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.onto(self.base(x), x)
 
     def folded(self) -> nn.Module:
         W0, A, B = self.matrices()

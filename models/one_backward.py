@@ -65,7 +65,7 @@ class OneBackward(Clipping):
 
 
 def gradients(task: Task, module: nn.Module) -> Clipping:
-    """One backward pass where it can be, else Opacus' hooks. Raises GradientsRefused."""
+    """One backward pass where it can be, else Opacus' hooks: for training and audit alike. Raises GradientsRefused."""
     return OneBackward(task, module) if known(module) else PerExampleGradients(task, module)
 
 

@@ -73,11 +73,6 @@ class PrivateStep:
         return self.gradients.clipped_sum(parts, truth, self.law.max_grad_norm)
 
 
-def gradients(task: Task, module: nn.Module) -> clipping.Clipping:
-    """Where training takes its clipped sums from, as a context; the audit takes them from the same place."""
-    return one_backward.gradients(task, module)
-
-
 def run(
     task: Task,
     module: nn.Module,
@@ -89,7 +84,7 @@ def run(
 ) -> Run:
     """The steps of the reservation as plain SGD, each looked at by the guard before it is taken."""
     gathered, rate = Run(), config.training.rate(config.update_number)
-    with gradients(task, module) as source:
+    with one_backward.gradients(task, module) as source:
         step, size = PrivateStep(source, law), source.size
         weights = _flat(source.parameters)
         for _ in range(law.steps):

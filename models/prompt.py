@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from models.adapter_part import AdapterRefused, Part
+from models.adapter_part import AdapterRefused, OnBase
 from models.bottleneck import answer_width
 
 
-class Prompt(Part):
+class Prompt(OnBase):
     """(n, T, d) from the layer becomes (n, length + T, d); the first `length` positions are the prompt, for every row.
 
     The only kind that changes answers at birth. Its vectors start at length about 1. Like a bottleneck it stays in an
@@ -29,13 +29,6 @@ class Prompt(Part):
         # a table and not a bare parameter: per-example gradients of tables are known to every engine
         self.vectors = nn.Embedding(length, width, device=like.device, dtype=like.dtype)
         nn.init.normal_(self.vectors.weight, std=1 / math.sqrt(width), generator=generator)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.onto(self.base(x), x)
-
-    @property
-    def layer(self) -> nn.Module:
-        return self.base
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "prompt.weight", self.vectors.weight

@@ -192,19 +192,6 @@ def test_versions_are_listed_and_shown_after_every_check(installed, headgate):
     assert refused.code == 1 and "adapter.safetensors" in refused.err and "Traceback" not in refused.err
 
 
-def test_privacy_show_tells_what_was_spent(installed, headgate):
-    found = headgate("privacy", "show", "--json").json
-    assert 0 < found["epsilon_per_event"] <= 0.5 and len(found["updates"]) == 2
-    assert found["epsilon_per_event"] == headgate("status", "--json").json["epsilon"]
-    assert "budget" in headgate("privacy", "show").out
-
-
-def test_what_was_spent_can_be_read_after_privacy_was_switched_off(installed, monkeypatch, headgate):
-    monkeypatch.setenv("HEADGATE_PRIVACY__ENABLED", "false")
-    assert 0 < headgate("privacy", "show", "--json").json["epsilon_per_event"] <= 0.5
-    assert headgate("status", "--json").json["epsilon"] > 0
-
-
 def test_reading_never_makes_an_empty_journal(installed, headgate, monkeypatch, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

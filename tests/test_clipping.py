@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from models import base, clipping, lora, noise, private_sgd
+from models import base, clipping, lora, noise, one_backward, private_sgd
 from models.config import AdapterConfig, GuardConfig
 from models.training import TrainingRefused, train
 from tests.tasks import TwoBlobs
@@ -160,10 +160,10 @@ def test_a_private_step_that_runs_out_of_memory_is_the_same_step_in_smaller_pass
         monkeypatch.setattr(noise, name, counted(name, getattr(noise, name)))
     module, (parts, truth) = attached(trained), batch(100)
     everybody = law(100, sampling_rate=1.0, expected_batch=100.0)
-    with private_sgd.gradients(TASK, module) as source:
+    with one_backward.gradients(TASK, module) as source:
         wanted = private_sgd.PrivateStep(source, everybody)(parts, truth).found
     drawn.clear()
-    with private_sgd.gradients(Tight(), module) as source:
+    with one_backward.gradients(Tight(), module) as source:
         step = private_sgd.PrivateStep(source, everybody)
         found = step(parts, truth).found
     assert drawn == ["poisson_sample", "gaussian"] and (step.ladder.steps == 0) == (enough == 100)

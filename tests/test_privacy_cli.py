@@ -104,3 +104,16 @@ def test_a_version_of_an_update_without_privacy_says_that_nobody_charged_it(tmp_
     free = f"blobs/{plain['number']:06d}"
     assert f"Updates that this ledger never charged, trained with privacy off: {free}." in manifest["not_covered"]
     assert ledger_of(world.workspace, world.window(0)).summary()["releases"][0]["not_charged"] == [free]
+
+
+def test_privacy_show_tells_what_was_spent(installed, headgate):  # noqa: F811
+    found = headgate("privacy", "show", "--json").json
+    assert 0 < found["epsilon_per_event"] <= 0.5 and len(found["updates"]) == 2
+    assert found["epsilon_per_event"] == headgate("status", "--json").json["epsilon"]
+    assert "budget" in headgate("privacy", "show").out
+
+
+def test_what_was_spent_can_be_read_after_privacy_was_switched_off(installed, monkeypatch, headgate):  # noqa: F811
+    monkeypatch.setenv("HEADGATE_PRIVACY__ENABLED", "false")
+    assert 0 < headgate("privacy", "show", "--json").json["epsilon_per_event"] <= 0.5
+    assert headgate("status", "--json").json["epsilon"] > 0
