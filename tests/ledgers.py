@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from security.privacy import PrivacyPolicy
+import pytest
+
+from security.journal import Journal
+from security.privacy import Ledger, PrivacyPolicy
 
 POLICY = PrivacyPolicy()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 STREAM = "privacy/cluster/topic"
+
+
+@pytest.fixture
+def sqlite_journal(tmp_path):
+    opened = Journal(f"sqlite:///{tmp_path}/journal.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def ledger(sqlite_journal):
+    return Ledger(sqlite_journal, "cluster", "topic", POLICY)
 
 
 def window(day):

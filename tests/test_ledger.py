@@ -11,23 +11,12 @@ from pathlib import Path
 import pytest
 
 from security import accounting
-from security.journal import Draft, Journal
+from security.journal import Draft
 from security.privacy import BudgetExhausted, Ledger, LedgerError, PrivacyPolicy
 from tests.ledgers import DAY, NOW, POLICY, STREAM, kinds, reserve, settle, window
 
 ROOT = Path(__file__).parents[1]
 
-
-@pytest.fixture
-def journal(tmp_path):
-    opened = Journal(f"sqlite:///{tmp_path}/journal.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def ledger(journal):
-    return Ledger(journal, "cluster", "topic", POLICY)
 
 # -- metered windows --------------------------------------------------------------------------------------------------
 
@@ -86,9 +75,9 @@ def test_a_window_is_sealed_or_metered_by_its_first_reservation(ledger):
         reserve(ledger, 1)
 
 
-def test_two_tasks_share_the_filter_of_the_events_they_share(journal, ledger):
+def test_two_tasks_share_the_filter_of_the_events_they_share(sqlite_journal, ledger):
     meter(ledger, noise=8.0, update="a")
-    other = Ledger(journal, "cluster", "topic", POLICY)
+    other = Ledger(sqlite_journal, "cluster", "topic", POLICY)
     late = timedelta(hours=23)
     with pytest.raises(BudgetExhausted, match="Gaussian filter's budget"):
         meter(other, noise=8.0, update="b", task="delays", windows=["other"], late=late)
@@ -153,10 +142,10 @@ def test_a_release_says_what_its_lineage_has_spent_and_what_nobody_charged(ledge
     assert [row["version"] for row in ledger.summary()["releases"]] == ["v-flights-0", "v-flights-1"]
 
 
-def test_a_release_counts_what_others_have_charged_on_its_events_since(journal, ledger):
+def test_a_release_counts_what_others_have_charged_on_its_events_since(sqlite_journal, ledger):
     settle(ledger, meter(ledger, noise=20.0, update="a"), steps=1)
     meter(ledger, noise=20.0, update="b")
-    meter(Ledger(journal, "cluster", "topic", POLICY), noise=20.0, update="c", task="delays", windows=["other"])
+    meter(Ledger(sqlite_journal, "cluster", "topic", POLICY), noise=20.0, update="c", task="delays", windows=["other"])
     assert release(ledger, ["a"])["epsilon"] == ledger.epsilon_per_event() == accounting.epsilon_of_mu_squared(3 / 400, 1e-5)
 
 
@@ -183,14 +172,14 @@ def test_an_overrun_that_is_told_after_the_release_stops_its_repetition(ledger):
         release(ledger, ["flights-0"])
 
 
-def test_what_a_release_recorded_is_shown_and_never_decided_upon(journal, ledger):
+def test_what_a_release_recorded_is_shown_and_never_decided_upon(sqlite_journal, ledger):
     settle(ledger, reserve(ledger, 0))
     body = {**release(ledger, ["flights-0"]), "version": "forged"}
     body["spent"] = [{**part, "epsilon": 0.1} for part in body["spent"]]
-    journal.append(Draft(STREAM, "RELEASE", body), actor="somebody", at=NOW)
-    again = Ledger(journal, "cluster", "topic", POLICY)
+    sqlite_journal.append(Draft(STREAM, "RELEASE", body), actor="somebody", at=NOW)
+    again = Ledger(sqlite_journal, "cluster", "topic", POLICY)
     assert again.shown_epsilon() == 0.1
-    smaller = Ledger(journal, "cluster", "topic", PrivacyPolicy(target_delta=1e-6))
+    smaller = Ledger(sqlite_journal, "cluster", "topic", PrivacyPolicy(target_delta=1e-6))
     assert smaller.shown_epsilon() == smaller.epsilon_per_event() > 0.5, "it was recorded for another delta"
     assert again.epsilon_per_event() > 0.499 and release(again, ["flights-0"], version="v2")["epsilon"] > 0.499
 
@@ -198,17 +187,17 @@ def test_what_a_release_recorded_is_shown_and_never_decided_upon(journal, ledger
 @pytest.mark.parametrize(
     "harm", ["UPDATE journal SET body = replace(body, '36', '35') WHERE seq = 2", "DELETE FROM journal WHERE seq = 1"]
 )
-def test_an_edited_or_missing_entry_stops_the_ledger(journal, ledger, tmp_path, harm):
+def test_an_edited_or_missing_entry_stops_the_ledger(sqlite_journal, ledger, tmp_path, harm):
     reserve(ledger)
     with sqlite3.connect(tmp_path / "journal.db") as db:
         db.execute("DROP TRIGGER journal_no_update")
         db.execute("DROP TRIGGER journal_no_delete")
         db.execute(harm)
     with pytest.raises(LedgerError, match="headgate journal verify"):
-        reserve(Ledger(journal, "cluster", "topic", POLICY), 1)
+        reserve(Ledger(sqlite_journal, "cluster", "topic", POLICY), 1)
 
 
-def test_an_outsider_recomputes_epsilon_from_the_export_with_the_documented_code(journal, ledger):
+def test_an_outsider_recomputes_epsilon_from_the_export_with_the_documented_code(sqlite_journal, ledger):
     settle(ledger, reserve(ledger, 0))
     before = ledger.position()
     meter(ledger, 1, noise=10.0, update="a")

@@ -30,18 +30,6 @@ OLD = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def journal(tmp_path):
-    opened = Journal(f"sqlite:///{tmp_path}/journal.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def ledger(journal):
-    return Ledger(journal, "cluster", "topic", POLICY)
-
-
 def test_the_published_figure_for_the_default_policy_is_reproduced():
     assert noise_multiplier(0.5, 1e-5, 0.125, 32) == pytest.approx(5.27, rel=0.01)
     assert noise_multiplier(0.5, 1e-5, 1.0, 16) == pytest.approx(4 * 7.032, rel=0.01)
@@ -128,9 +116,9 @@ def test_a_window_is_spent_once_and_the_refusal_names_all_figures(ledger):
     assert ledger.refusals() == [caught.value.refusal]
 
 
-def test_a_crashed_update_stays_charged_in_full_and_its_retry_is_refused(journal, ledger):
+def test_a_crashed_update_stays_charged_in_full_and_its_retry_is_refused(sqlite_journal, ledger):
     reservation = reserve(ledger)
-    restarted = Ledger(journal, "cluster", "topic", POLICY)
+    restarted = Ledger(sqlite_journal, "cluster", "topic", POLICY)
     assert restarted.open_reservation("flights-0") == reservation
     with pytest.raises(BudgetExhausted, match="spent"):
         reserve(restarted)
@@ -143,9 +131,9 @@ def test_a_crashed_update_stays_charged_in_full_and_its_retry_is_refused(journal
 
 
 @pytest.mark.parametrize(("late", "refused"), [(timedelta(0), True), (timedelta(hours=23), True), (DAY, False)])
-def test_another_task_on_the_same_labels_cannot_charge_the_same_events(journal, ledger, late, refused):
+def test_another_task_on_the_same_labels_cannot_charge_the_same_events(sqlite_journal, ledger, late, refused):
     reserve(ledger)
-    other = Ledger(journal, "cluster", "topic", POLICY)
+    other = Ledger(sqlite_journal, "cluster", "topic", POLICY)
     if refused:
         with pytest.raises(BudgetExhausted, match="task flights charged on the same labels topic"):
             reserve(other, task="delays", late=late)
@@ -154,18 +142,18 @@ def test_another_task_on_the_same_labels_cannot_charge_the_same_events(journal, 
     assert other.epsilon_per_event() <= 0.5
 
 
-def test_another_topic_has_its_own_budget(journal, ledger):
+def test_another_topic_has_its_own_budget(sqlite_journal, ledger):
     reserve(ledger)
-    assert reserve(Ledger(journal, "cluster", "other", POLICY), task="delays")
+    assert reserve(Ledger(sqlite_journal, "cluster", "other", POLICY), task="delays")
 
 
-def test_events_that_two_entries_share_are_added_up_whoever_wrote_them(journal, ledger):
+def test_events_that_two_entries_share_are_added_up_whoever_wrote_them(sqlite_journal, ledger):
     reserve(ledger)
-    body = journal.read(STREAM)[1].body
-    journal.append(Draft(STREAM, "RESERVE", {**body, "update": "twin"}), actor="somebody", at=NOW)
+    body = sqlite_journal.read(STREAM)[1].body
+    sqlite_journal.append(Draft(STREAM, "RESERVE", {**body, "update": "twin"}), actor="somebody", at=NOW)
     assert ledger.epsilon_per_event() == pytest.approx(0.72, abs=0.02)  # two full charges of one event
     other = {**body, "update": "far", "task": "delays", "windows": ["2030-01-01T00:00Z"]}
-    journal.append(Draft(STREAM, "RESERVE", other), actor="somebody", at=NOW)
+    sqlite_journal.append(Draft(STREAM, "RESERVE", other), actor="somebody", at=NOW)
     assert ledger.epsilon_per_event() > 0.85
 
 
@@ -188,15 +176,15 @@ def test_delta_is_held_against_all_events_of_the_ledgers_life(ledger):
     assert reserve(ledger, 30, count=22_888)
 
 
-def test_the_loser_of_a_race_for_one_window_gets_a_refusal_not_a_second_charge(journal, ledger, monkeypatch):
-    loser, write = Ledger(journal, "cluster", "topic", POLICY), journal.append_all
+def test_the_loser_of_a_race_for_one_window_gets_a_refusal_not_a_second_charge(sqlite_journal, ledger, monkeypatch):
+    loser, write = Ledger(sqlite_journal, "cluster", "topic", POLICY), sqlite_journal.append_all
 
     def let_the_other_in_between_reading_and_writing(drafts, **who):
         monkeypatch.undo()
         reserve(ledger, update="winner")
         return write(drafts, **who)
 
-    monkeypatch.setattr(journal, "append_all", let_the_other_in_between_reading_and_writing)
+    monkeypatch.setattr(sqlite_journal, "append_all", let_the_other_in_between_reading_and_writing)
     with pytest.raises(BudgetExhausted, match="winner"):
         reserve(loser, update="loser")
     assert kinds(ledger) == ["POLICY", "RESERVE", "REFUSE"]
@@ -258,8 +246,8 @@ def test_an_overrun_is_charged_even_when_the_update_was_closed_before(ledger, cl
     assert (charge.state, charge.law.steps) == (closed, 50) and ledger.epsilon_per_event() > 0.55
 
 
-def test_entries_of_before_spare_steps_stay_valid(journal, ledger):
-    journal.append(Draft(STREAM, "RESERVE", OLD), actor="trainer", at=NOW)
+def test_entries_of_before_spare_steps_stay_valid(sqlite_journal, ledger):
+    sqlite_journal.append(Draft(STREAM, "RESERVE", OLD), actor="trainer", at=NOW)
     old = ledger.open_reservation("old")
     assert (old.steps, old.reserved, old.noise_multiplier) == (32, 32, 5.27)
     assert ledger.epsilon_per_event() == pytest.approx(0.5, abs=0.001)
@@ -281,8 +269,8 @@ def test_an_update_id_is_used_once(ledger):
         reserve(ledger, 5, update="u")
 
 
-def test_an_entry_of_an_unknown_kind_stops_the_ledger(journal, ledger):
-    journal.append(Draft(STREAM, "RESERVE-V2", {}), actor="future", at=NOW)
+def test_an_entry_of_an_unknown_kind_stops_the_ledger(sqlite_journal, ledger):
+    sqlite_journal.append(Draft(STREAM, "RESERVE-V2", {}), actor="future", at=NOW)
     with pytest.raises(LedgerError, match="cannot read"):
         reserve(ledger)
 
@@ -306,15 +294,15 @@ def test_a_request_without_sense_is_refused_and_writes_nothing(ledger, changed):
     assert kinds(ledger) == []
 
 
-def test_with_privacy_off_there_is_no_ledger(journal):
+def test_with_privacy_off_there_is_no_ledger(sqlite_journal):
     with pytest.raises(ValueError, match="privacy is off"):
-        Ledger(journal, "cluster", "topic", PrivacyPolicy(enabled=False))
+        Ledger(sqlite_journal, "cluster", "topic", PrivacyPolicy(enabled=False))
 
 
-def test_a_changed_policy_is_written_before_the_first_reservation_under_it(journal, ledger):
+def test_a_changed_policy_is_written_before_the_first_reservation_under_it(sqlite_journal, ledger):
     reserve(ledger, 0)
     looser = PrivacyPolicy(target_epsilon=2.0, sampling_rate=0.02, steps=100, target_delta=1e-6)
-    reserve(Ledger(journal, "cluster", "topic", looser), 1)
+    reserve(Ledger(sqlite_journal, "cluster", "topic", looser), 1)
     assert kinds(ledger) == ["POLICY", "RESERVE", "POLICY", "RESERVE"]
 
 
