@@ -115,7 +115,8 @@ def auto_clip(
     `columns` must be public: the clip is a choice that every later noise depends on. At most `sample` evenly spaced
     rows are looked at; rows without a finite gradient are left out. Raises ValueError when none is left.
     """
-    from models import lora, one_backward
+    from models.adapters import lora
+    from models.private import one_backward
 
     rows = compute.row_count(columns)
     chosen = np.unique(np.linspace(0, rows - 1, min(rows, sample)).astype(np.int64)) if rows else np.empty(0, np.int64)

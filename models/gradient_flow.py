@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from models import lora
+from models.adapters import lora
 
 ADAPTER = re.compile(r"(\.lora_\w+)?(\.[^.]+)?$")  # what a key says beyond the layer: the matrix, then the parameter
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from models import gradient_flow, guard, lora, memory
+from models import gradient_flow, guard, memory
+from models.adapters import lora
 from models.compat import TrainingRefused
 from models.config import UpdateConfig
 from models.gradient_flow import GradientFlow

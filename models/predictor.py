@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from models import base as bases
-from models import compute, lora
+from models import compute
+from models.adapters import lora
 from models.config import AdapterConfig
 from models.task import Columns, Task
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models import base as bases
-from models import lora
+from models.adapters import lora
 from models.config import AdapterConfig
 from models.predictor import Predictor
 from models.task import Columns, Task

@@ -20,10 +20,12 @@ import torch
 from torch import nn
 
 from models import base as bases
-from models import compat, compute, guard, lora, plain_adamw, private_sgd
+from models import compat, compute, guard, plain_adamw
+from models.adapters import lora
 from models.class_balance import class_shares
 from models.compat import TrainingRefused
 from models.config import UpdateConfig
+from models.private import private_sgd
 from models.report import Run, UpdateReport
 from models.task import Columns, Task
 

@@ -2,7 +2,7 @@
 
 For privacy noise and for sampling under privacy. A seedable generator is the wrong tool there: a fresh
 `torch.Generator()` has a fixed published seed, a Mersenne Twister's state can be recovered from its output (Garfinkel
-& Leclerc 2020), and a forked child repeats its parent's stream. Knows nothing of distributions (`models/noise.py`) and
+& Leclerc 2020), and a forked child repeats its parent's stream. Knows nothing of distributions (`models/private/noise.py`) and
 cannot be seeded.
 """
 

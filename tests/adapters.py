@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models import lora
+from models.adapters import lora
 from models.config import AdapterConfig
 
 WORDS, WIDTH, LENGTH = 11, 6, 5

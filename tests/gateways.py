@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from assets.stream.embedded import EmbeddedLog
-from models import lora
+from models.adapters import lora
 from models.base import build, digest, train_base
 from models.config import AdapterConfig
 from models.task import Task, check

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import base, lora
+from models import base
+from models.adapters import lora
+from models.adapters.lora import AdapterRefused
 from models.config import AdapterConfig
-from models.lora import AdapterRefused
 from tests.adapters import EMPTY, KINDS, adapted, ids, net, stirred
 
 NAMES = ("linear", "embedding", "convolution", "copy", "bottleneck")

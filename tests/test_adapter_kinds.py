@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import base, lora, one_backward
+from models import base
+from models.adapters import lora
+from models.adapters.lora import AdapterRefused, Bottleneck, LoRAConv, LoRAEmbedding, Prompt
 from models.config import AdapterConfig
-from models.lora import AdapterRefused, Bottleneck, LoRAConv, LoRAEmbedding, Prompt
+from models.private import one_backward
 from security import watermark
 from tests.adapters import EMPTY, KINDS, WIDTH, WORDS, adapted, ids, net, stirred
 

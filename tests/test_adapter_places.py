@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from models import base, clipping, lora
+from models import base
+from models.adapters import lora
+from models.adapters.lora import AdapterRefused
 from models.config import AdapterConfig, TrainingConfig, UpdateConfig
-from models.lora import AdapterRefused
+from models.private import clipping
 from models.training import train
 from tests.adapters import EMPTY, KINDS, adapted, ids, net
 from tests.tasks import TwoBlobs, columns

@@ -16,7 +16,7 @@ from assets.steps.version import version
 from assets.update_due import UpdatePolicy
 from assets.windows.clock import NotDue
 from assets.windows.store import StoreDamaged
-from models.lora import AdapterRefused
+from models.adapters.lora import AdapterRefused
 from models.vault import VaultDamaged
 from models.version import VersionRefused
 from monitoring.alarms import open_alarms

@@ -16,12 +16,18 @@ import pytest
 import torch
 from scipy.stats import binom, norm
 
-from models import audit as auditing
-from models import audit_canary, audit_checks, audit_job, audit_mutants, audit_subject, clipping, compute
-from models.audit_bound import epsilon_lower_bound, mu_lower_bound
-from models.audit_checks import Bench
-from models.clipping import ClippedSum
-from models.private_sgd import Noised, PrivateStep
+from models import compute
+from models.audit import canary as audit_canary
+from models.audit import checks as audit_checks
+from models.audit import job as audit_job
+from models.audit import mutants as audit_mutants
+from models.audit import subject as audit_subject
+from models.audit.bound import epsilon_lower_bound, mu_lower_bound
+from models.audit.checks import Bench
+from models.audit.tiers import audit as auditing
+from models.private import clipping
+from models.private.clipping import ClippedSum
+from models.private.private_sgd import Noised, PrivateStep
 
 MUTANTS = {
     1: ["noise x 0.8", "no noise", "one layer without noise", "divided by the realised batch", "head not clipped",

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import base, clipping, compute, lora
+from models import base, compute
+from models.adapters import lora
 from models.config import AdapterConfig
+from models.private import clipping
 from tests.tasks import TwoBlobs, columns
 
 TASK, HISTORY, CONFIG = TwoBlobs(), columns(1_000, seed=1), AdapterConfig(r=4, lora_alpha=8)

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from models import base, clipping, lora, noise, one_backward, private_sgd
+from models import base
+from models.adapters import lora
 from models.config import AdapterConfig, GuardConfig
+from models.private import clipping, noise, one_backward, private_sgd
 from models.training import TrainingRefused, train
 from tests.tasks import TwoBlobs
 from tests.updates import PLAIN, PRIVATE, TASK, WINDOW, W, attached, batch, law, trained_base

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import base, lora
+from models import base
+from models.adapters import lora
+from models.adapters.lora import AdapterRefused
 from models.config import AdapterConfig
-from models.lora import AdapterRefused
 from tests.tasks import TwoBlobs
 
 SMALL = AdapterConfig(r=3, lora_alpha=6)

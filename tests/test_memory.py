@@ -175,7 +175,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from torch import nn
-from models import lora
+from models.adapters import lora
 from models.config import AdapterConfig, TrainingConfig
 from models.logical_batch import LogicalBatch
 from tests.tasks import TwoBlobs

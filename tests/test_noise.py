@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.noise import gaussian, poisson_sample
+from models.private.noise import gaussian, poisson_sample
 from security.randomness import KeyStream
 
 NEVER = 1e-7  # accidental failures of one statistical check

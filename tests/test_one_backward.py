@@ -9,10 +9,10 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
-from models import lora
-from models.clipping import GradientsRefused, PerExampleGradients
+from models.adapters import lora
 from models.config import AdapterConfig
-from models.one_backward import OneBackward, gradients, known
+from models.private.clipping import GradientsRefused, PerExampleGradients
+from models.private.one_backward import OneBackward, gradients, known
 
 ROWS = 24
 

@@ -9,9 +9,9 @@ import pytest
 import safetensors.numpy
 import torch
 
-from models import lora, peft_files
+from models.adapters import lora, peft_files
+from models.adapters.lora import AdapterRefused
 from models.config import AdapterConfig
-from models.lora import AdapterRefused
 from tests.adapters import EMPTY, KINDS, adapted, ids, net, stirred
 
 X = ids(9)

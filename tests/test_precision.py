@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import base, lora, precision
+from models import base, precision
+from models.adapters import lora
 from models.config import AdapterConfig, TrainingConfig, UpdateConfig
 from models.guard import UpdateInterrupted
 from models.logical_batch import LogicalBatch

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import base, compute, lora
+from models import base, compute
+from models.adapters import lora
 from models.config import AdapterConfig, TrainingConfig, UpdateConfig
 from models.predictor import Predictor
 from models.training import train

@@ -14,9 +14,11 @@ import pytest
 import torch
 from scipy import stats
 
-from models import base, clipping, lora
+from models import base
+from models.adapters import lora
 from models.config import GuardConfig, TrainingConfig, UpdateConfig
 from models.guard import UpdateInterrupted
+from models.private import clipping
 from models.training import TrainingRefused, train
 from tests.tasks import TwoBlobs, columns
 from tests.updates import ADAPTER, PLAIN, PRIVATE, TASK, WINDOW, W, law, trained_base

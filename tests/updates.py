@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import nn
 
-from models import base, compute, lora
+from models import base, compute
+from models.adapters import lora
 from models.config import AdapterConfig, TrainingConfig, UpdateConfig
 from security.privacy import Reservation
 from tests.tasks import TwoBlobs, columns

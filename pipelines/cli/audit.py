@@ -11,8 +11,8 @@ import click
 from pipelines.cli import settings_from
 
 if TYPE_CHECKING:
-    from models.audit import Audit
-    from models.audit_subject import Subject
+    from models.audit.subject import Subject
+    from models.audit.tiers import Audit
 
 
 @click.command()
@@ -23,7 +23,7 @@ def audit(ctx: click.Context, as_json: bool) -> None:
 
     Audits the configured task's network and adapter on its public history; without settings, a small task of the house.
     """
-    from models.audit import audit as run
+    from models.audit.tiers import audit as run
 
     found = run(_subject(ctx), said=lambda words: click.echo(words, err=True))
     if as_json:
@@ -35,7 +35,7 @@ def audit(ctx: click.Context, as_json: bool) -> None:
 
 
 def _subject(ctx: click.Context) -> Subject:
-    from models import audit_subject
+    from models.audit import subject as audit_subject
     from models.task import load_task
     from pipelines.settings import settings_file
 

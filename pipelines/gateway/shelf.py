@@ -72,8 +72,8 @@ class Shelf:
 
     def open(self, place: Place, now: datetime) -> Any:
         """The version's Predictor, verified. Raises Refusal or StoreUnreachable."""
+        from models.adapters.lora import AdapterRefused
         from models.base import BaseRefused
-        from models.lora import AdapterRefused
         from models.predictor import Predictor
 
         base = self._base(place)

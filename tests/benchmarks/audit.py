@@ -13,10 +13,10 @@ import argparse
 import sys
 import time
 
-from models import audit_job
-from models.audit import Audit, audit
-from models.audit_subject import Source, small_subject
-from models.clipping import PerExampleGradients
+from models.audit import job as audit_job
+from models.audit.subject import Source, small_subject
+from models.audit.tiers import Audit, audit
+from models.private.clipping import PerExampleGradients
 from tests.benchmarks import result, show
 
 SIDES: dict[str, Source | None] = {"ours": None, "opacus": PerExampleGradients}

@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import lora, noise
-from models.clipping import Clipping, PerExampleGradients
+from models.adapters import lora
 from models.config import AdapterConfig
-from models.one_backward import OneBackward
+from models.private import noise
+from models.private.clipping import Clipping, PerExampleGradients
+from models.private.one_backward import OneBackward
 from security.randomness import KeyStream
 from tests.benchmarks import ROOT, result, show
 from tests.benchmarks.peers import peak_mb

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from models.adapter_part import AdapterRefused, OnBase
-from models.bottleneck import answer_width
+from models.adapters.bottleneck import answer_width
+from models.adapters.part import AdapterRefused, OnBase
 
 
 class Prompt(OnBase):

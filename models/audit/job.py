@@ -14,10 +14,12 @@ from typing import cast
 import numpy as np
 import torch
 
-from models import base, compute, lora, one_backward, training
-from models.audit_bound import epsilon_lower_bound
-from models.audit_subject import SmallTask
+from models import base, compute, training
+from models.adapters import lora
+from models.audit.bound import epsilon_lower_bound
+from models.audit.subject import SmallTask
 from models.config import AdapterConfig, GuardConfig, TrainingConfig, UpdateConfig
+from models.private import one_backward
 from models.task import Columns, Task
 from security.privacy import PrivacyPolicy, Reservation
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import clipping, compute, guard, noise, one_backward
+from models import compute, guard
 from models.config import UpdateConfig
 from models.memory import Ladder, Rung
+from models.private import clipping, noise, one_backward
 from models.report import Run
 from models.task import Task
 from security.randomness import KeyStream
@@ -29,7 +30,7 @@ Parts = tuple[torch.Tensor, ...]
 
 
 class Gradients(Protocol):
-    """Clipped sums of the gradients of one module with `size` trainable weights (`models/clipping.py`)."""
+    """Clipped sums of the gradients of one module with `size` trainable weights (`models/private/clipping.py`)."""
 
     rows: int  # examples of one pass; fewer need less memory
 

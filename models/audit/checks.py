@@ -19,9 +19,9 @@ import torch
 from scipy.stats import binom, chi2
 
 from models import compute
-from models.audit_subject import NO_CLIP, Neighbours, Subject, one_by_one
-from models.clipping import ClippedSum
-from models.private_sgd import Gradients, Noised, Parts
+from models.audit.subject import NO_CLIP, Neighbours, Subject, one_by_one
+from models.private.clipping import ClippedSum
+from models.private.private_sgd import Gradients, Noised, Parts
 from security.privacy import Reservation
 
 NEVER = 1e-7  # chance that one side of one statistic blames a correct step

@@ -2,7 +2,7 @@
 
 The attacker knows the module, all examples, the clip and the noiseless answer of either neighbour; he looks at the noised
 gradient along the direction that tells most and guesses by a threshold fixed before. At noise multiplier 0.5 his error is
-measured within a percent; that the noise is linear in the multiplier is for tier 0 to show (`models/audit_checks.py`).
+measured within a percent; that the noise is linear in the multiplier is for tier 0 to show (`models/audit/checks.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from models.audit_bound import mu_lower_bound
-from models.audit_checks import Bench
+from models.audit.bound import mu_lower_bound
+from models.audit.checks import Bench
 
 FALSE_ALARM = 1e-6  # chance that a step which keeps its promise is said to break it
 NOISE = 0.5

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from models.adapter_part import AdapterRefused, OnBase
+from models.adapters.part import AdapterRefused, OnBase
 
 
 class Bottleneck(OnBase):

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models import compute, lora
-from models.pieces import Piece, Whole
+from models import compute
+from models.adapters import lora
+from models.private.pieces import Piece, Whole
 from models.task import Task
 
 ROWS = 1024  # examples whose gradients are held at once

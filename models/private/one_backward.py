@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import compute, lora
-from models.clipping import Clipping, PerExampleGradients, without_gradient
-from models.pieces import Picked, Piece, added, outer
+from models import compute
+from models.adapters import lora
+from models.private.clipping import Clipping, PerExampleGradients, without_gradient
+from models.private.pieces import Picked, Piece, added, outer
 from models.task import Task
 
 Note = Callable[[torch.Tensor, Piece], None]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.adapter_part import AdapterRefused, Part
+from models.adapters.part import AdapterRefused, Part
 from models.config import AdapterConfig
 
 # their forward reads the weights of what is inside, or the attributes of their layers

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import adapter_bank
-from models.adapter_bank import Bank, rows, use
-from models.adapter_part import AdapterRefused, Part, TrainableCopy
-from models.adapter_places import adapted, find_places, put
-from models.bottleneck import Bottleneck
+from models.adapters import bank as adapter_bank
+from models.adapters.bank import Bank, rows, use
+from models.adapters.bottleneck import Bottleneck
+from models.adapters.low_rank import LoRAConv, LoRAEmbedding, LoRALinear, LowRank, low_rank
+from models.adapters.part import AdapterRefused, Part, TrainableCopy
+from models.adapters.places import adapted, find_places, put
+from models.adapters.prompt import Prompt
 from models.config import AdapterConfig
-from models.low_rank import LoRAConv, LoRAEmbedding, LoRALinear, LowRank, low_rank
-from models.prompt import Prompt
 
 if TYPE_CHECKING:
     from security.watermark import Layer

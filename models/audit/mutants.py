@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from models import audit_checks, compute
-from models.audit_checks import Bench, Check, Maker, Step
-from models.audit_subject import NO_CLIP, Subject
-from models.clipping import ClippedSum
-from models.private_sgd import Gradients, Noised, Parts, PrivateStep
+from models import compute
+from models.audit import checks as audit_checks
+from models.audit.checks import Bench, Check, Maker, Step
+from models.audit.subject import NO_CLIP, Subject
+from models.private.clipping import ClippedSum
+from models.private.private_sgd import Gradients, Noised, Parts, PrivateStep
 from security.privacy import Reservation
 
 MICROBATCH = 8

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.adapter_part import AdapterRefused, OnBase
+from models.adapters.part import AdapterRefused, OnBase
 
 
 class LowRank(OnBase):

@@ -1,7 +1,7 @@
 """The privacy audit: is the promise of the private step kept, and would this audit have noticed if it were not?
 
 Runs the three tiers on the step that training runs, and on planted defects around it, and says what was found. What is
-audited is given (`models/audit_subject.py`); how each tier looks is told in its own file, and in docs/audit.md.
+audited is given (`models/audit/subject.py`); how each tier looks is told in its own file, and in docs/audit.md.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from models import audit_canary, audit_job, audit_mutants, compute
-from models.audit_canary import CLAIM, FALSE_ALARM, SEEN
-from models.audit_checks import Bench, Check, checked
-from models.audit_job import Job
-from models.audit_subject import COMPANY, Subject, worst_neighbours
-from models.private_sgd import Gradients, PrivateStep
+from models import compute
+from models.audit import canary as audit_canary
+from models.audit import job as audit_job
+from models.audit import mutants as audit_mutants
+from models.audit.canary import CLAIM, FALSE_ALARM, SEEN
+from models.audit.checks import Bench, Check, checked
+from models.audit.job import Job
+from models.audit.subject import COMPANY, Subject, worst_neighbours
+from models.private.private_sgd import Gradients, PrivateStep
 from security.privacy import Reservation
 
 Said = Callable[[str], None]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.adapter_part import AdapterRefused, OnBase, Part
-from models.adapter_places import put, refuse_nested
+from models.adapters.part import AdapterRefused, OnBase, Part
+from models.adapters.places import put, refuse_nested
 
 BASE = -1  # the number of a row that the base alone answers
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -20,10 +20,12 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from models import compute, lora, one_backward
-from models.clipping import ClippedSum
+from models import compute
+from models.adapters import lora
 from models.config import AdapterConfig
-from models.private_sgd import Gradients, Parts
+from models.private import one_backward
+from models.private.clipping import ClippedSum
+from models.private.private_sgd import Gradients, Parts
 from models.task import Columns, Task
 
 CANDIDATES = 128  # public examples that are looked at for the worst pair
@@ -37,7 +39,7 @@ class AuditRefused(ValueError):
 
 
 class Source(Protocol):
-    """Where clipped sums come from: a context over one attached module (`models/clipping.py`)."""
+    """Where clipped sums come from: a context over one attached module (`models/private/clipping.py`)."""
 
     def __call__(self, task: Task, module: nn.Module) -> AbstractContextManager[Gradients]: ...
 

@@ -18,7 +18,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from models import tensorfile
-from models.adapter_part import AdapterRefused
+from models.adapters.part import AdapterRefused
 from models.config import AdapterConfig
 from security import disk
 
