@@ -22,9 +22,9 @@ from models.audit import checks as audit_checks
 from models.audit import job as audit_job
 from models.audit import mutants as audit_mutants
 from models.audit import subject as audit_subject
+from models.audit import tiers
 from models.audit.bound import epsilon_lower_bound, mu_lower_bound
 from models.audit.checks import Bench
-from models.audit.tiers import audit as auditing
 from models.private import clipping
 from models.private.clipping import ClippedSum
 from models.private.private_sgd import Noised, PrivateStep
@@ -40,14 +40,14 @@ MUTANTS = {
 @pytest.fixture(scope="module")
 def audited():
     """One whole audit of the small task."""
-    return auditing.audit(audit_subject.small_subject())
+    return tiers.audit(audit_subject.small_subject())
 
 
 @pytest.fixture(scope="module")
 def bench():
     subject = audit_subject.small_subject()
     with subject.source(subject.task, subject.module) as gradients:
-        yield auditing.bench_of(subject, gradients)
+        yield tiers.bench_of(subject, gradients)
 
 
 # ---- the audit of the product's own step
@@ -70,7 +70,7 @@ def test_opacus_as_the_source_of_gradients_keeps_the_rules_too():
     """The fallback for layers the one backward pass does not know. Fails by accident below 2e-6."""
     subject = audit_subject.small_subject(clipping.PerExampleGradients)
     with subject.source(subject.task, subject.module) as gradients:
-        bench = auditing.bench_of(subject, gradients)
+        bench = tiers.bench_of(subject, gradients)
         assert [found for found in audit_checks.checked(bench) if not found.passed] == []
         assert 0.75 < audit_canary.attack(bench, 300).lower_bound <= 2.0
 
@@ -233,7 +233,7 @@ def test_an_attack_on_the_wrong_pair_is_called_blind(bench, audited):
 def test_a_defect_that_is_sound_counts_as_missed(bench, monkeypatch):
     monkeypatch.setattr(audit_mutants, "planted", lambda subject: [audit_mutants.Mutant("nothing wrong")])
     monkeypatch.setattr(audit_canary, "MUTANT_RUNS", 300)
-    (found,) = auditing.steps_caught(bench)
+    (found,) = tiers.steps_caught(bench)
     assert not found.caught
 
 
@@ -242,7 +242,7 @@ def test_what_tier_1_cannot_show_on_some_data_a_rule_may(bench, monkeypatch):
     (micro,) = [mutant for mutant in audit_mutants.planted(bench.subject) if mutant.name == "micro-batches clipped"]
     monkeypatch.setattr(audit_mutants, "planted", lambda subject: [micro])
     monkeypatch.setattr(audit_canary, "MUTANT_RUNS", 5)
-    (found,) = auditing.steps_caught(bench)
+    (found,) = tiers.steps_caught(bench)
     assert found.caught and found.tier == 0
 
 
@@ -335,7 +335,7 @@ def command(tmp_path, monkeypatch, capsys):
     asked = []
 
     def type_in(answer, *words):
-        monkeypatch.setattr(auditing, "audit", lambda subject, said: asked.append(subject) or answer)
+        monkeypatch.setattr(tiers, "audit", lambda subject, said: asked.append(subject) or answer)
         with pytest.raises(SystemExit) as left:
             main(("privacy", "audit", *words))
         out, err = capsys.readouterr()
