@@ -1,7 +1,7 @@
 """The frozen base of a task: trained on declared-public history, registered once, never changed.
 
-With it come the figures that have to be taken from public data: the clip of private training and the reference of drift.
-It does not know windows; the base is there before the first one.
+With it come the figures that have to be taken from public data: the clip of private training, the reference of drift and
+the ranges a record must keep. It does not know windows; the base is there before the first one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from assets.windows import store
 from assets.workspace import Workspace
 from models import release
+from models.poisoning import public_ranges
 from models.rollout import Decision, Stream
 from monitoring.drift import build_reference
 
@@ -45,6 +46,7 @@ def train_and_register(workspace: Workspace, *, epochs: int = 2) -> dict[str, An
         "rows": len(next(iter(columns.values()))),
         "max_grad_norm": clip,
         "reference": _reference(workspace, columns),
+        "ranges": public_ranges(columns, [*workspace.task.event.names, *workspace.task.label.names]),
         "parent": None,
     }
     first = [Decision(Stream.LINEAGE, "base.registered", body), *release.found(version, workspace.now())]

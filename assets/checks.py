@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from assets.workspace import Workspace
+from models.retention import by_regime, refusal, retention_told
 
 LEAST_Z = 6.5  # below, a stamp could not be claimed against one candidate (security/watermark.py)
 Finding = tuple[bool, str]
@@ -35,14 +36,13 @@ def guard(window: str, workspace: Workspace) -> Finding:
 
 
 def retention(window: str, workspace: Workspace) -> Finding:
-    """Accuracy kept on golden data; reported, and enforced only for protected regimes."""
+    """Accuracy kept of each regime on golden data; reported, and enforced for protected regimes."""
     version = workspace.lineage().of_window(window, "versions")
-    kept = version and version["retention"]
+    kept = by_regime(version["retention"]) if version else {}
     if not kept:
         return True, "no new version, or the task has no golden set"
-    protected = bool(workspace.policies.retention.protected)
-    floor = workspace.policies.retention.floor
-    return not protected or kept["bound"] >= floor, f"retention {kept['value']:.4f}, at least {kept['bound']:.4f}"
+    told = "; ".join(retention_told(name, figures) for name, figures in kept.items())
+    return refusal(kept) is None, told
 
 
 def watermark(window: str, workspace: Workspace) -> Finding:

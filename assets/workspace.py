@@ -23,12 +23,12 @@ from assets.windows.join import find_examples, read_examples
 from assets.windows.seal import SealPolicy
 from assets.windows.store import StoreDamaged
 from models import release_board
-from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
+from models.config import AdapterConfig, GuardConfig, PoisoningConfig, RetentionConfig, TrainingConfig
 from models.release_board import Board
 from models.release_policy import RolloutPolicy
 from models.rollout import Decision
 from monitoring import evidence
-from monitoring.drift import DriftConfig
+from monitoring.drift_config import DriftConfig
 from monitoring.evidence import Evidence
 from security.journal import Draft, Entry, Journal, Projection
 from security.privacy import PrivacyPolicy
@@ -54,6 +54,7 @@ class Policies:
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyPolicy = PrivacyPolicy()
     guard: GuardConfig = GuardConfig()
+    poisoning: PoisoningConfig = PoisoningConfig()
     retention: RetentionConfig = RetentionConfig()
     rollout: RolloutPolicy = RolloutPolicy()
     drift: DriftConfig = DriftConfig()

@@ -40,14 +40,13 @@ NOTHING = "a private update takes plain SGD steps on batches drawn by [privacy] 
 REFUSALS = (
     Refusal("precision", _is("fp16"), "gradients would be clipped at their scaled size, and a step skipped on overflow tells "
             "of a record (Opacus' update came out 4 times too large)", "use \"auto\" or \"fp32\""),
-    Refusal("precision", _is("bf16"), "norms are bounded in float32 and the private forward pass is not built in bfloat16",
-            "use \"auto\" or \"fp32\""),
+    Refusal("precision_by_hooks", _is("bf16"), "a layer of this adapter is only known to Opacus' hooks, which are not built "
+            "for bfloat16", "set [training] precision to \"auto\" or \"fp32\""),
     Refusal("optimizer", _is("adamw8bit"), NOTHING, "use \"adamw\", which privacy replaces by SGD"),
     Refusal("warmup_steps", _over(0), NOTHING, "set it to 0"),
     Refusal("gradient_accumulation_steps", _over(1), NOTHING, "set it to 1"),
-    Refusal("sort_by_length", _is(True), NOTHING, "set it to false"),
-    Refusal("gradient_checkpointing", _is(True), "neither the one backward pass nor Opacus' hooks see the gradients of "
-            "a block that is computed a second time", "set it to false"),
+    Refusal("checkpointing_by_hooks", _is(True), "a layer of this adapter is only known to Opacus' hooks, which do not see the "
+            "gradients of a block that is computed a second time", "set [training] gradient_checkpointing to false"),
     Refusal("seed", lambda value: value is not None, "repeatable noise protects nobody", "remove it"),
     Refusal("loss", _is("coupled"), "one record would change the gradients of all others in its batch, so no clip bounds its "
             "influence (measured: 1.18 times the bound)", "use a loss whose value for a record depends on that record "

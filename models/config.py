@@ -6,9 +6,10 @@ CLI and the ledger never pay for a tensor library. What the knobs do is told whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,13 @@ class AdapterConfig:
         } | self._ours()
 
 
+_WINDOW = r"(\d{4}-\d\d-\d\dT\d\d:\d\dZ)"
+REGIME = re.compile(rf"([a-z0-9][a-z0-9_-]{{0,63}}) {_WINDOW} {_WINDOW}")
+REGIME_FORM = "summer 2026-06-01T00:00Z 2026-06-28T00:00Z"
+
+PLAIN_RATE = 2e-3  # AdamW's steps do not depend on the size of gradients
+NOISE_IN_WEIGHTS = 0.01  # deviation; better than the base on all streams tried, .02 only from 1,344 examples an update on
+LARGEST_PRIVATE_RATE = 0.05  # from .1 on clipped gradients turn large updates away
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZERS = ("adamw", "adamw8bit")
 
@@ -96,7 +104,7 @@ OPTIMIZERS = ("adamw", "adamw8bit")
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """Without privacy everything counts. With it the rate does, epochs and batch size do not, and `models/compat.py`
-    refuses the rest.
+    refuses the rest. `learning_rate` "auto" is 2e-3 without privacy, and with it what its noise allows (see `rate`).
 
     `batch_size` examples are one micro-batch, `gradient_accumulation_steps` of them one step. `checkpoint_modules` says where
     memory is saved by computing twice: always with `gradient_checkpointing`, else when memory runs out.
@@ -104,7 +112,7 @@ class TrainingConfig:
 
     max_epochs: int = 4
     batch_size: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float | Literal["auto"] = "auto"
     lr_decay: float = 0.95
     min_learning_rate: float = 1e-4
     warmup_steps: int = 0
@@ -121,20 +129,27 @@ class TrainingConfig:
                 raise ValueError(f"[training] {name} = {getattr(self, name)} < 1: set it to at least 1")
         if self.warmup_steps < 0:
             raise ValueError(f"[training] warmup_steps = {self.warmup_steps} < 0: set it to at least 0")
-        for name in ("learning_rate", "min_learning_rate", "lr_decay"):
+        given = () if self.learning_rate == "auto" else ("learning_rate",)
+        for name in (*given, "min_learning_rate", "lr_decay"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"[training] {name} = {getattr(self, name)} is not a number of at least 0")
         for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"[training] {name} = {getattr(self, name)!r} is none of {', '.join(known)}; use one")
 
-    def rate(self, update_number: int) -> float:
+    def rate(self, update_number: int, noise: float | None = None) -> float:
         """Learning rate of the given update (0 = first): decayed once per update, never below the floor.
 
-        A `learning_rate` that already lies under `min_learning_rate` is taken as it is.
+        noise: with privacy on, the deviation of what a whole update at rate 1 adds to each weight. "auto" keeps it at
+        `NOISE_IN_WEIGHTS`, whatever the number of examples. A rate that already lies under `min_learning_rate` is taken as
+        it is.
         """
-        floor = min(self.min_learning_rate, self.learning_rate)
-        return max(floor, self.learning_rate * self.lr_decay**update_number)
+        if self.learning_rate != "auto":
+            start = self.learning_rate
+        else:
+            start = PLAIN_RATE if noise is None else min(LARGEST_PRIVATE_RATE, NOISE_IN_WEIGHTS / noise)
+        floor = min(self.min_learning_rate, start)
+        return max(floor, start * self.lr_decay**update_number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +172,63 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PoisoningConfig:
+    """What a record and a window may look like (`models/poisoning.py`).
+
+    `range_margin` is in widths of the range public history has, `max_loss_shift` and `max_class_shift` in deviations from the
+    usual, `min_label_fit` in units of the usual, `max_value_ratio` in units of the most that earlier windows had. `quarantine`
+    false: a window beyond a limit raises its alarm and is learnt from all the same.
+    """
+
+    quarantine: bool = True
+    range_margin: float = 2.0
+    max_null_share: float = 0.05
+    max_loss_shift: float = 5.0
+    min_label_fit: float = 0.75
+    max_class_shift: float = 12.0
+    max_value_ratio: float = 4.0
+    max_subject_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("range_margin", "max_null_share", "min_label_fit"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"[poisoning] {name} = {getattr(self, name)} is not a number of at least 0")
+        for name in ("max_loss_shift", "max_class_shift", "max_value_ratio", "max_subject_share"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"[poisoning] {name} = {getattr(self, name)} is not > 0: every window would be held back")
+
+
+@dataclass(frozen=True, slots=True)
 class RetentionConfig:
-    """Accuracy to be kept on golden data, and the regimes for which that is enforced rather than reported."""
+    """Accuracy to be kept on golden data, and the regimes for which that is enforced rather than reported.
+
+    `golden_share` of the events that are joined from now on are golden: never trained on. `regimes` were born in
+    production: "name first-window last-window" each, and the golden events of these windows are its golden set.
+    """
 
     floor: float = 0.995
     protected: tuple[str, ...] = ()
+    golden_share: float = 0.0
+    regimes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.floor < 1.0:
+            raise ValueError(f"[retention] floor = {self.floor} is not between 0 and 1: no finite golden set shows 1")
+        if not 0.0 <= self.golden_share <= 0.5:
+            raise ValueError(f"[retention] golden_share = {self.golden_share} is not in [0, 0.5]: 0.02 keeps 2 % from training")
+        self.born()
+
+    def born(self) -> dict[str, tuple[str, str]]:
+        """{regime: its first and last window}. Raises ValueError for another form, or a name that is given twice."""
+        found: dict[str, tuple[str, str]] = {}
+        for text in self.regimes:
+            parts = REGIME.fullmatch(text)
+            if parts is None:
+                raise ValueError(f'[retention] regimes: {text!r} is not like "{REGIME_FORM}" (first and last window)')
+            if parts[1] in found or parts[2] > parts[3]:
+                raise ValueError(f"[retention] regimes: {text!r} repeats a name, or ends before it begins")
+            found[parts[1]] = parts[2], parts[3]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ import math
 import re
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
+from models import guard
 from models.adapters import lora
 
 ADAPTER = re.compile(r"(\.lora_\w+)?(\.[^.]+)?$")  # what a key says beyond the layer: the matrix, then the parameter
@@ -51,6 +53,30 @@ class GradientFlow:
         for layer, largest in self._largest.items():
             self.epochs[layer].append(largest)
         self._largest = dict.fromkeys(self._largest, 0.0)
+
+
+class NoisedFlow:
+    """The same of a noised gradient, which lies flat in the order of `parameters`, with `deviation` in every coordinate.
+
+    Free to look at: what is computed from a noised gradient costs no privacy.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], deviation: float) -> None:
+        self.deviation = deviation
+        self._parameters = [(layer_of(key), value.numel()) for key, value in parameters.items()]
+        self._sizes = dict.fromkeys((layer for layer, _ in self._parameters), 0)
+        for layer, size in self._parameters:
+            self._sizes[layer] += size
+
+    def norms(self, gradient: np.ndarray) -> dict[str, float]:
+        """Norm of each layer of a (d,) gradient, with the noise's share removed."""
+        squares, at = dict.fromkeys(self._sizes, 0.0), 0
+        for layer, size in self._parameters:
+            piece = gradient[at : at + size]
+            squares[layer] += float(piece @ piece)
+            at += size
+        return {layer: guard.denoised_norm(math.sqrt(square), self._sizes[layer], self.deviation)
+                for layer, square in squares.items()}
 
 
 def total(norms: Mapping[str, float]) -> float:

@@ -60,12 +60,7 @@ class LogicalBatch:
         parts = tuple(part.to(self.device) for part in parts)
         with self._autocast():
             output = self._module(*parts)
-        losses = self._task.loss(_float32(output), self._truth[some].to(self.device))
+        losses = self._task.loss(precision.float32(output), self._truth[some].to(self.device))
         loss = compute.per_example(losses, len(some), "loss").sum()
         torch.autograd.backward(self.scaler.scale(loss / rows))
         return float(loss.detach())
-
-
-def _float32(output: torch.Tensor) -> torch.Tensor:
-    """The loss is never taken in half precision."""
-    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output

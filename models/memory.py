@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -26,16 +26,17 @@ class OutOfMemory(MemoryError):
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """`micro` examples are computed at once; checkpointed: activations are computed twice instead of kept."""
+    """`micro` examples are computed at once; checkpointed: activations are computed twice instead of kept, where they can."""
 
     micro: int
     checkpointed: bool = False
+    can_checkpoint: bool = True
 
     def below(self) -> Rung | None:
         """The next one that needs less memory."""
         if self.micro > 1:
-            return Rung(self.micro // 2, self.checkpointed)
-        return None if self.checkpointed else Rung(1, True)
+            return replace(self, micro=self.micro // 2)
+        return None if self.checkpointed or not self.can_checkpoint else Rung(1, True)
 
     def __str__(self) -> str:
         return f"micro-batch {self.micro}" + (", checkpointed" if self.checkpointed else "")

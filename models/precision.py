@@ -43,6 +43,11 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
     return lambda: torch.autocast(device.type, dtype=kind)
 
 
+def float32(output: torch.Tensor) -> torch.Tensor:
+    """The loss is never taken in half precision."""
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
+
 def scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Dynamic loss scaling for "fp16" (Micikevicius et al. 2018, §3.2); for the others it lets everything through."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -25,6 +25,8 @@ class Run:
     precision: str = "fp32"
     rung: str | None = None
     rungs_down: int = 0
+    attempts: int = 1
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +34,21 @@ class UpdateReport:
     """What one update did.
 
     `losses` and `gradient_norms`: one a step (private, noise removed) or one an epoch (not private, the largest norm);
-    `layer_norms` the same for each layer, {} where it was not gathered. `loss_before` and `loss_after` are means over the same
+    `layer_norms` the same for each layer. `loss_before` and `loss_after` are means over the same
     rows, those with a finite loss under both; None when there is none. `blocked` is "loss_change" when the change passed its
     limit, `finding` then says so in words; `findings` has everything the guard noticed without stopping, each as
     {kind, figure, limit, message}. `update_cosine` is that of this update with all earlier ones together, None without one.
     `rung` is where the memory ladder ended, `rungs_down` how often memory ran out; `skipped_steps` had a gradient beyond
-    float16. `class_shares` is None under privacy and for a target without classes. `seconds` is CPU time.
+    float16. It took `attempts` processes, and `lost_steps` had begun and came to nothing; rung and time are those of
+    the last one. Of the `rows`, a public count under privacy, `null_rows` counted as null. `class_shares` is None under
+    privacy and for a target without classes. `seconds` is CPU time.
     """
 
     window: str
     base_digest: str
     adapter_digest: str
     rows: int
+    null_rows: int
     steps: int
     losses: tuple[float | None, ...]
     loss_before: float | None
@@ -67,6 +72,8 @@ class UpdateReport:
     rung: str | None
     rungs_down: int
     skipped_steps: int
+    attempts: int
+    lost_steps: int
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

@@ -1,19 +1,24 @@
 """Retention: how much of a version's accuracy at a regime's birth is still there, and how sure that is.
 
-Pure arithmetic on paired right-or-wrong answers to one golden set (declared-public history). It compares with the
-anchor at birth, not with the predecessor: 0.995 a step would compound to 0.77 in a year. Whether a loss is enforced is
-`RetentionConfig.protected`.
+Pure arithmetic on paired right-or-wrong answers to one golden set. It compares with the anchor at birth, not with the
+predecessor: 0.995 a step would compound to 0.77 in a year. It also knows what a version's report says of its regimes,
+{regime: figures}, and not where a golden set or an anchor comes from.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 Z = 1.6448536269514722  # 95 % quantile of N(0, 1): a one-sided bound
+HISTORY = "history"  # the regime of a task with one golden set: what the base was trained on
+
+# What is told of a golden set nobody has measured yet; twelve weekly updates of the flights flipped 5 to 10 %.
+ASSUMED_FLIPS, ASSUMED_ACCURACY = 0.08, 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,64 @@ def rows_needed(flipped_share: float, floor: float, accuracy: float) -> int:
     (1.645 / ((1 - floor) accuracy))^2 x share: about 169,000 x share at 0.995 and accuracy 0.8.
     """
     return math.ceil((Z / ((1 - floor) * accuracy)) ** 2 * flipped_share)
+
+
+def resolvable(rows: int, flipped_share: float, accuracy: float) -> float:
+    """The highest floor that an unchanged accuracy still clears on so many rows: `bound` with as many gained as lost."""
+    return max(0.0, 1 - Z * math.sqrt(flipped_share * rows + 2) / (rows + 2) / accuracy)
+
+
+def size_told(regime: str, rows: int, floor: float, measured: Mapping[str, Any] | None = None) -> tuple[bool, str]:
+    """Whether a golden set can show the floor at all, and a sentence of it. `measured`: figures of a version, if any."""
+    share, accuracy, known = ASSUMED_FLIPS, ASSUMED_ACCURACY, "assumed"
+    if measured and measured.get("rows"):
+        share, known = (measured["lost"] + measured["gained"]) / measured["rows"], "measured"
+        accuracy = measured["accuracy_at_birth"]
+    best = resolvable(rows, share, accuracy)
+    found = f"golden set {regime!r}: {rows:,} rows can show a retention of {best:.4f} where {share:.1%} of answers flip"
+    about = f"{found} ({known})"
+    if best >= floor:
+        return True, about
+    return False, f"{about}; the floor {floor:g} needs about {rows_needed(share, floor, accuracy):,} rows"
+
+
+def by_regime(told: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """What a version's entry says, by regime; older entries have the figures of one golden set only."""
+    if not told:
+        return {}
+    return {HISTORY: told} if isinstance(told.get("value"), int | float) else dict(told)
+
+
+def worst(told: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The figures of the regime that kept least; {} when none was measured."""
+    measured = [figures for figures in by_regime(told).values() if figures.get("value") is not None]
+    return min(measured, key=lambda figures: float(figures["value"]), default={})
+
+
+def refusal(told: Mapping[str, Any] | None) -> str | None:
+    """Why a version must not be released: what its entry says of protected regimes that were lost. None: it may be."""
+    lost = [str(figures["refused"]) for figures in by_regime(told).values() if figures.get("refused")]
+    return "; ".join(lost) or None
+
+
+def retention_told(regime: str, figures: Mapping[str, Any]) -> str:
+    """One regime in a line."""
+    if figures.get("value") is None:
+        return f"{regime}: {figures.get('error', 'not measured')}"
+    return f"{regime} {figures['value']:.4f}, at least {figures['bound']:.4f} on {figures['rows']:,} rows"
+
+
+def refused(regime: str, kept: Retention, floor: float) -> str | None:
+    """The sentence for a protected regime whose bound is below its floor, else None."""
+    if kept.bound >= floor:
+        return None
+    enough, told = size_told(regime, kept.rows, floor, kept.as_dict())
+    size = "" if enough else f"; {told}"
+    return (
+        f"retention of protected regime {regime!r} {kept.value:.4f}, with 95 % confidence only >= {kept.bound:.4f} < floor "
+        f"{floor:g} ({kept.lost} answers lost, {kept.gained} gained of {kept.rows:,}): not released{size}; see "
+        "docs/alarms.md#retention"
+    )
 
 
 def correct(answers: np.ndarray, truth: np.ndarray) -> np.ndarray:

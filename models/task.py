@@ -12,11 +12,12 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-import numpy as np
+if TYPE_CHECKING:  # commands that only look read this file too
+    import numpy as np
 
-Columns = Mapping[str, np.ndarray]
+Columns = Mapping[str, "np.ndarray"]
 """{name: array of shape (n,) or (n, k)}; every array has the same n."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -59,6 +60,7 @@ class Task(Protocol):
 
 METHODS = ("build", "encode", "target", "loss", "gate_loss", "score", "answer")
 REQUIRED = ("name", "event", "label", "label_horizon", *METHODS)
+# What else a task may have (history, golden, public_inputs, ...) is in docs/task.md, and tried by `headgate check`.
 OPTIONAL: dict[str, Any] = {"subject": None, "label_seen": "always", "negative_if_absent": False, "label_derived": ()}
 
 

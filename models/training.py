@@ -26,6 +26,7 @@ from models.class_balance import class_shares
 from models.compat import TrainingRefused
 from models.config import UpdateConfig
 from models.private import private_sgd
+from models.progress import Progress
 from models.report import Run, UpdateReport
 from models.task import Columns, Task
 
@@ -53,12 +54,17 @@ def train(
     window: str,
     seed: int | None = None,
     earlier: Sequence[Mapping[str, Any]] = (),
+    progress: Progress | None = None,
+    null: np.ndarray | None = None,
 ) -> Update:
     """Train `parent` (None: a fresh adapter) on `columns`: privately under a reservation, else plainly under `seed`.
 
     `earlier`: the reports (`as_dict`) of the updates before, oldest first, with which size and direction are compared.
+    `progress`: a private update goes on from there, and writes it down; a plain one begins anew.
+    `null` (n,): examples whose gradient is zero, as is that of any that is not finite. Their slots stay: the reservation has
+    count, rate and divisor, and Poisson sampling draws each of the others as it would beside them.
     Raises TrainingRefused for settings that cannot hold, guard.UpdateInterrupted when the guard stops it, BaseChanged
-    when the base is not what it was.
+    when the base is not what it was, ProgressLost.
     """
     started = time.process_time()
     rows = compute.row_count(columns)
@@ -71,34 +77,38 @@ def train(
         if parent is not None:
             lora.load(module, parent)
         old = lora.extract(module)
-        parts = compute.inputs(task, columns) if rows else ()
-        truth = compute.targets(task, columns) if rows else torch.empty(0)
+        parts, truth = _examples(task, columns, null, window, private=reservation is not None)
         before = _losses(task, module, parts, truth)
-        run = _learn(task, module, parts, truth, reservation, config, window, seed)
+        run = _learn(task, module, parts, truth, reservation, config, window, seed, progress)
         new = lora.extract(module)
         noised = lora.trainable(module) if reservation is not None else ()
         delta = _check_change(old, new, noised, window)
         after = _losses(task, module, parts, truth)
         lora.detach(module)
         if bases.module_digest(module) != frozen:
-            raise bases.BaseChanged(f"base {bases.digest(base)[:8]} changed during the update of window {window}: "
-                                    "nothing released; does forward() write to a buffer of the module?")
-    figures = _figures(before, after, delta, _cosine(start, old, new), earlier, config, window)
-    shares = class_shares(truth) if reservation is None else None
+            raise _base_changed(base, window)
+    moved = delta, sum(value.size for value in new.values()), _noise(run, reservation, config)
+    figures = _figures(before, after, moved, _cosine(start, old, new), earlier, config, window)
     report = UpdateReport(
         window=window,
         base_digest=bases.digest(base),
         adapter_digest=tensors_digest(new),
         rows=rows,
-        class_shares=shares,
+        null_rows=rows - len(truth),
+        class_shares=class_shares(truth) if reservation is None else None,
         epsilon=reservation.epsilon if reservation else None,
         max_grad_norm=reservation.max_grad_norm if reservation else None,
-        learning_rate=config.training.rate(config.update_number),
+        learning_rate=private_sgd.rate_of(config, reservation) if reservation else config.training.rate(config.update_number),
         seconds=time.process_time() - started,
         **_of_run(run),
         **figures,
     )
     return Update(new, report)
+
+
+def _base_changed(base: bytes, window: str) -> bases.BaseChanged:
+    return bases.BaseChanged(f"base {bases.digest(base)[:8]} changed during the update of window {window}: nothing released; "
+                             "does forward() write to a buffer of the module?")
 
 
 def _refuse(reservation: Reservation | None, rows: int, seed: int | None, config: UpdateConfig) -> None:
@@ -114,6 +124,28 @@ def _refuse(reservation: Reservation | None, rows: int, seed: int | None, config
                                   "hold; correct [privacy] and reserve again")
 
 
+def _examples(
+    task: Task, columns: Columns, null: np.ndarray | None, window: str, *, private: bool
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Inputs and truth of the examples that count. Interrupts an update without privacy of which none is left."""
+    rows = compute.row_count(columns)
+    kept = columns if null is None else {name: column[~null] for name, column in columns.items()}
+    parts: tuple[torch.Tensor, ...] = ()
+    truth = torch.empty(0)
+    if compute.row_count(kept):
+        parts, truth = compute.inputs(task, kept), compute.targets(task, kept)
+    if null is None:
+        return parts, truth
+    finite = torch.ones(len(truth), dtype=torch.bool)
+    for part in (*parts, truth):
+        finite &= part.isfinite().reshape(len(truth), -1).all(dim=1) if len(truth) else finite
+    if not private and not finite.any():
+        guard.interrupt(guard.Finding("poisoning", float(rows), 0.0, f"all {rows} examples count as null in window {window} "
+                        "(outside the range of public history, or not finite): update interrupted, nothing released; see "
+                        "docs/alarms.md#poisoning"))
+    return compute.take(parts, finite), truth[finite]
+
+
 def _learn(
     task: Task,
     module: nn.Module,
@@ -123,13 +155,14 @@ def _learn(
     config: UpdateConfig,
     window: str,
     seed: int | None,
+    progress: Progress | None,
 ) -> Run:
     if reservation is None:
         seed = secrets.randbits(63) if seed is None else seed
         return plain_adamw.run(task, module, parts, truth, config, window, seed)
     coupled = len(truth) > 0 and compute.couples_records(task, module, parts, truth)
     compat.refuse(config.training, True, loss="coupled" if coupled else "single")
-    return private_sgd.run(task, module, parts, truth, reservation, config, window)
+    return private_sgd.run(task, module, parts, truth, reservation, config, window, progress)
 
 
 def _losses(task: Task, module: nn.Module, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> np.ndarray:
@@ -175,6 +208,14 @@ def _cosine(
     return float(now @ past) / length if length > 0 else None
 
 
+def _noise(run: Run, reservation: Reservation | None, config: UpdateConfig) -> float:
+    """Standard deviation of what privacy's noise did to one weight over all steps of plain SGD."""
+    if reservation is None:
+        return 0.0
+    step = reservation.noise_multiplier * reservation.max_grad_norm / reservation.expected_batch
+    return private_sgd.rate_of(config, reservation) * math.sqrt(run.steps) * step
+
+
 def _of_run(run: Run) -> dict[str, Any]:
     return {
         "steps": run.steps,
@@ -187,20 +228,23 @@ def _of_run(run: Run) -> dict[str, Any]:
         "rung": run.rung,
         "rungs_down": run.rungs_down,
         "skipped_steps": run.skipped,
+        "attempts": run.attempts,
+        "lost_steps": run.lost,
     }
 
 
 def _figures(
     before: np.ndarray,
     after: np.ndarray,
-    delta: float,
+    moved: tuple[float, int, float],
     cosine: float | None,
     earlier: Sequence[Mapping[str, Any]],
     config: UpdateConfig,
     window: str,
 ) -> dict[str, Any]:
-    """How loss and weights changed, and what of it a person must look at."""
+    """How loss and weights changed, and what of it a person must look at. `moved`: norm, weights, noise in each weight."""
     limits, both = config.guard, np.isfinite(before) & np.isfinite(after)
+    delta, size, noise = moved
     old = float(before[both].mean()) if both.any() else None
     now = float(after[both].mean()) if both.any() else None
     change, blocking = None, None
@@ -211,8 +255,8 @@ def _figures(
                     for key in ("weight_delta", "update_cosine"))
     noticed = (
         blocking,
-        guard.check_update_norm(delta, sizes, limits.max_update_norm, window),
-        guard.check_update_direction(cosine, turns, limits.max_update_turn, window),
+        guard.check_update_norm(delta, sizes, limits.max_update_norm, window, dimensions=size, deviation=noise),
+        guard.check_update_direction(cosine, turns, limits.max_update_turn, window, dimensions=size if noise else 0),
     )
     return {
         "loss_before": old,

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monitoring.drift_config import DriftConfig
 from monitoring.reference import (
     Calibration,
     Categorical,
@@ -64,18 +65,6 @@ MOST_REGULAR = 10.0  # the largest gamma shape believed: a handful of blocks can
 BLOCK_ALPHA = 0.05
 FLAG = " missing"
 WINDOWS, NEEDED = 3, 2
-
-
-@dataclass(frozen=True, slots=True)
-class DriftConfig:
-    """`[drift]`: the false discovery rate within a window, and the fewest rows a window must have to be tested."""
-
-    q: float = 0.05
-    min_rows: int = 500
-
-    def __post_init__(self) -> None:
-        if not 0 < self.q < 1 or self.min_rows < 2:
-            raise DriftError(f"[drift] q = {self.q}, min_rows = {self.min_rows}: wanted 0 < q < 1 and min_rows >= 2")
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,9 @@ def policies_of(settings: Settings) -> Policies:
     """The sections that the steps obey."""
     return Policies(
         window=settings.window, update=settings.update, adapter=settings.adapter, training=settings.training,
-        privacy=settings.privacy, guard=settings.guard, retention=settings.retention, rollout=settings.rollout,
-        drift=settings.drift, seal=SealPolicy(settings.stream.max_reject_share, settings.stream.processes),
-        formats=formats_policy(settings), dead_letters=settings.stream.dead_letters,
+        privacy=settings.privacy, guard=settings.guard, poisoning=settings.poisoning, retention=settings.retention,
+        rollout=settings.rollout, drift=settings.drift, formats=formats_policy(settings),
+        seal=SealPolicy(settings.stream.max_reject_share, settings.stream.processes), dead_letters=settings.stream.dead_letters,
     )  # fmt: skip
 
 

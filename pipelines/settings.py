@@ -23,16 +23,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from assets.update_due import UpdatePolicy
-from assets.windows.clock import WindowPolicy
+from assets.windows.clock import WindowPolicy, windows_between
 from models.compat import refused
-from models.config import AdapterConfig, GuardConfig, RetentionConfig, TrainingConfig
+from models.config import AdapterConfig, GuardConfig, PoisoningConfig, RetentionConfig, TrainingConfig
 from models.duration import parse_duration, spell
 from models.release_policy import RolloutPolicy
-from monitoring.drift import DriftConfig
+from monitoring.drift_config import DriftConfig
 from monitoring.switches import silence
 from pipelines.secret import STARS, Secret, read_secret
 from pipelines.stream_section import Stream
-from security.privacy import PrivacyPolicy
+from security.reservation import PrivacyPolicy
 
 ENVIRONMENT = "HEADGATE_"
 CONFIG = "HEADGATE_CONFIG"  # names the settings file where no command line can (Dagster)
@@ -103,6 +103,7 @@ class Settings:
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyPolicy = PrivacyPolicy()
     guard: GuardConfig = GuardConfig()
+    poisoning: PoisoningConfig = PoisoningConfig()
     retention: RetentionConfig = RetentionConfig()
     rollout: RolloutPolicy = RolloutPolicy()
     drift: DriftConfig = DriftConfig()
@@ -114,6 +115,8 @@ class Settings:
     def __post_init__(self) -> None:
         if sentence := refused(self.training, self.privacy.enabled):
             raise ValueError(sentence)
+        for first, last in self.retention.born().values():
+            windows_between(self.window, first, last)  # ValueError for one that is no window
 
     def digest(self) -> str:
         """sha256 over the effective settings, secrets as stars: part of every version's manifest."""

@@ -182,8 +182,8 @@ class Ledger:
     def open_reservation(self, update: str) -> Reservation | None:
         """The reservation of an update without COMMIT or CRASH, None otherwise.
 
-        After a restart it says that the windows are spent. Training on it again would be a second release with fresh
-        noise under one charge: call `crashed` unless it is certain that no noisy step was taken.
+        After a restart it says that the windows are spent. Go on only from a record of how many steps were begun, and begin
+        no more than `reserved` over all attempts; without one call `crashed`.
         """
         charge = self._books.refresh().charges.get(update)
         return self._reservation(charge) if charge is not None and charge.state == "open" else None

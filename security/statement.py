@@ -15,10 +15,12 @@ from security.journal import Entry, stamp
 
 UNIT = "one labelled event: the event record and every label that names its event_id"
 NOT_COVERED = (
-    "Decisions that read private data without noise: promote, reject, the choice of parent, guard, retention, regime.",
+    "Decisions that read private data without noise: promote, reject, the choice of parent, guard, quarantine, retention, "
+    "regime.",
     "Prediction logs: what clients sent and what they were answered.",
     "Metrics and curves inside the trust zone: losses, evidence, drift, gradient norms.",
     "Which records could be read: one that is rejected at sealing leaves the public count and the expected batch.",
+    "Whether and when a trainer died: COMMIT says how many steps were begun.",
     "The frozen base: the guarantee is relative to it.",
 )
 

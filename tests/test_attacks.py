@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 
@@ -57,6 +58,12 @@ def killed(world, monkeypatch, day, owner, name):
     world.again()
 
 
+def without_checkpoint(world):
+    """What makes an update that was killed a lost one."""
+    for file in world.folder.glob("store/*/vault/progress-*"):
+        file.unlink()
+
+
 def states(world, day=1):
     return [charge.state for charge in ledger_of(world.workspace, world.window(day)).charges()]
 
@@ -74,6 +81,7 @@ def test_a_second_death_while_the_first_is_written_down_does_not_stop_learning(w
     world.publish(4)
     run(world, 0)
     killed(world, monkeypatch, 1, models.training, "train")
+    without_checkpoint(world)
     killed(world, monkeypatch, 1, Job, "append")
     killed(world, monkeypatch, 1, Ledger, "crashed")
     assert "vault" in run(world, 1, 2, 3)["adapter"]
@@ -87,16 +95,20 @@ def test_a_death_between_the_entry_of_an_update_and_its_settlement_is_made_good(
     assert "version" in run(world, 1)["version"] and states(world) == ["committed"]
 
 
-def test_an_update_that_was_lost_covers_the_windows_it_reserved_whatever_the_settings_say_now(world, monkeypatch):
+@pytest.mark.parametrize("lost", [True, False])
+def test_an_update_that_was_killed_covers_the_windows_it_reserved_whatever_the_settings_say_now(world, monkeypatch, lost):
     import models.training
 
     world.publish(5)
     run(world, 0)
     killed(world, monkeypatch, 1, models.training, "train")
+    if lost:
+        without_checkpoint(world)
     world.workspace.policies = replace(
         world.workspace.policies, update=UpdatePolicy(timedelta(days=3), 300, timedelta(days=7))
     )
-    assert run(world, 1, 2)["adapter"]["windows"] == [world.window(0), world.window(1)]
+    body = run(world, 1, 2)["adapter"]
+    assert body["windows"] == [world.window(0), world.window(1)] and ("vault" not in body) == lost
     assert run(world, 3, 4)["adapter"]["windows"] == [world.window(2), world.window(3), world.window(4)]
 
 
@@ -129,8 +141,15 @@ def test_a_death_between_a_conviction_and_its_alarm_still_alarms(tmp_path, monke
 # -- two at once ------------------------------------------------------------------------------------------------------
 
 
+def on_two_machines(monkeypatch):
+    """The lock of one is not seen by the other, and each takes the other for dead."""
+    monkeypatch.setattr("assets.training_lease.LEASE", timedelta(0))
+    monkeypatch.setattr("assets.training_lease.lock", lambda *_: nullcontext())
+
+
 def race(world, monkeypatch, name, owner):
     """Both of two processes make the update of day 1: the second does all of it while the first enters `name`."""
+    on_two_machines(monkeypatch)
     world.publish(4)
     run(world, 0)
     up_to(world, 1, 5)
@@ -156,12 +175,12 @@ def test_two_that_reserve_the_same_update_make_one_and_alarm_nobody(world, monke
     assert "vault" in body and states(world) == ["committed", "committed"] and not alarms(world)
 
 
-def test_one_that_finds_another_training_without_a_sign_of_life_ends_the_update_and_only_once(world, monkeypatch):
-    monkeypatch.setattr("assets.training_lease.LEASE", timedelta(0))
+def test_one_that_finds_another_training_without_a_sign_of_life_takes_its_place_and_the_update_ends_once(world, monkeypatch):
     import models.training
 
     body = race(world, monkeypatch, "train", models.training)
-    assert body["kind"] == "crash" and states(world) == ["crashed", "committed"]
+    assert body["report"]["attempts"] == 2 and states(world) == ["committed", "committed"]
+    assert not list(world.folder.glob("store/*/vault/progress-*"))
 
 
 def test_two_that_train_without_privacy_keep_the_file_of_the_one_that_was_first(tmp_path, monkeypatch):

@@ -356,6 +356,12 @@ def test_keys_that_others_may_read_are_refused(installed, headgate):
     check(headgate("token", "issue", "--subject", "shop"), "chmod 0400")
 
 
+def test_check_tries_the_configured_task_and_takes_the_flips_its_versions_made(installed, headgate):
+    found = headgate("check", "--json").json
+    golden = next(rule["text"] for rule in found["rules"] if rule["rule"] == "golden sets")
+    assert found["failed"] == 0 and "1,000 rows can show" in golden and "(measured)" in golden
+
+
 def test_every_command_is_typed_in_this_file():
     typed = set(re.findall(r'(?:headgate\(|\(\()"([a-z-]+)"', Path(__file__).read_text()))
     assert set(COMMANDS) - ELSEWHERE - typed == set()

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 from models import base
 from models.adapters import lora
 from models.config import AdapterConfig, GuardConfig
+from models.memory import Rung
 from models.private import clipping, noise, one_backward, private_sgd
 from models.training import TrainingRefused, train
 from tests.tasks import TwoBlobs
@@ -48,7 +49,7 @@ def test_per_example_gradients_equal_those_of_vmap(trained):
 
 
 def test_a_clipped_sum_is_the_sum_of_clipped_gradients_also_over_chunks(trained, monkeypatch):
-    monkeypatch.setattr(clipping.PerExampleGradients, "rows", 50)
+    monkeypatch.setattr(clipping.PerExampleGradients, "rung", Rung(50, can_checkpoint=False))
     module, (parts, truth) = attached(trained), batch(120)
     wanted = reference(module, parts, truth).double()
     norms = wanted.norm(dim=1)

@@ -17,8 +17,8 @@ SENTENCES = [
     ({"precision": "fp16"}, "[training] precision = 'fp16' given with privacy on: gradients would be clipped at their scaled "
      "size, and a step skipped on overflow tells of a record (Opacus' update came out 4 times too large); use \"auto\" or "
      "\"fp32\""),
-    ({"precision": "bf16"}, "[training] precision = 'bf16' given with privacy on: norms are bounded in float32 and the private "
-     "forward pass is not built in bfloat16; use \"auto\" or \"fp32\""),
+    ({"precision_by_hooks": "bf16"}, "precision_by_hooks 'bf16' given with privacy on: a layer of this adapter is only known "
+     "to Opacus' hooks, which are not built for bfloat16; set [training] precision to \"auto\" or \"fp32\""),
     ({"optimizer": "adamw8bit"}, "[training] optimizer = 'adamw8bit' given with privacy on: a private update takes plain SGD "
      "steps on batches drawn by [privacy] sampling_rate, so this would change nothing; use \"adamw\", which privacy "
      "replaces by SGD"),
@@ -26,10 +26,9 @@ SENTENCES = [
      "batches drawn by [privacy] sampling_rate, so this would change nothing; set it to 0"),
     ({"gradient_accumulation_steps": 2}, "[training] gradient_accumulation_steps = 2 given with privacy on: a private update "
      "takes plain SGD steps on batches drawn by [privacy] sampling_rate, so this would change nothing; set it to 1"),
-    ({"sort_by_length": True}, "[training] sort_by_length = true given with privacy on: a private update takes plain SGD steps "
-     "on batches drawn by [privacy] sampling_rate, so this would change nothing; set it to false"),
-    ({"gradient_checkpointing": True}, "[training] gradient_checkpointing = true given with privacy on: neither the one "
-     "backward pass nor Opacus' hooks see the gradients of a block that is computed a second time; set it to false"),
+    ({"checkpointing_by_hooks": True}, "checkpointing_by_hooks true given with privacy on: a layer of this adapter is only "
+     "known to Opacus' hooks, which do not see the gradients of a block that is computed a second time; set [training] "
+     "gradient_checkpointing to false"),
     ({"seed": 7}, "seed 7 given with privacy on: repeatable noise protects nobody; remove it"),
     ({"loss": "coupled"}, "loss 'coupled' given with privacy on: one record would change the gradients of all others in its "
      "batch, so no clip bounds its influence (measured: 1.18 times the bound); use a loss whose value for a record depends on "

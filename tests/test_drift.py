@@ -223,7 +223,7 @@ def test_a_history_that_cannot_be_used_is_refused_with_the_cure(call, message):
     if message is None:
         assert call().kinds == {"x": "categorical"}
         return
-    with pytest.raises(DriftError, match=message):
+    with pytest.raises(ValueError, match=message):
         call()
 
 

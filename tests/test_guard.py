@@ -40,21 +40,17 @@ def test_the_raw_norm_of_pure_noise_is_not_taken_for_a_gradient():
     assert guard.check_gradient_norm(norm, 10.0, W) is not None
 
 
-@pytest.mark.parametrize(("dimensions", "deviation", "limit"), [(1, 3.0, 10.0), (100, 1.0, 10.0), (3201, 0.08, 10.0),
-                                                                (3201, 1.01, 10.0), (100_000, 0.5, 1.0)])
-def test_the_noisy_limit_is_the_exact_quantile_to_half_a_percent(dimensions, deviation, limit):
-    exact = stats.ncx2.ppf(0.999, dimensions, (limit / deviation) ** 2)
-    wanted = deviation * math.sqrt(exact - dimensions)
-    assert guard.noisy_limit(limit, dimensions, deviation) == pytest.approx(wanted, rel=5e-3)
+NOISES = [(1, 3.0, 10.0), (1, 3.0, 1e-9), (20, 1.0, 0.5), (100, 1.0, 10.0), (3201, 0.08, 10.0), (3201, 1.01, 10.0),
+          (3201, 1.01, 1e-9), (100_000, 0.5, 1.0)]
 
 
-def test_a_norm_at_its_limit_interrupts_one_step_in_a_thousand():
-    """100,000 noisy norms of length exactly 10; fails by accident with probability below 1e-6."""
-    draw, d, s = np.random.default_rng(7), 3201, 0.3
-    first = 10.0 + s * draw.normal(size=100_000)
-    norms = np.sqrt(first**2 + s**2 * draw.chisquare(d - 1, size=100_000))
-    stopped = sum(guard.check_gradient_norm(n, 10.0, W, dimensions=d, deviation=s) is not None for n in norms)
-    assert stats.binom.ppf(5e-7, 100_000, 0.0009) <= stopped <= stats.binom.ppf(1 - 5e-7, 100_000, 0.0011)
+@pytest.mark.parametrize(("dimensions", "deviation", "limit"), NOISES)
+def test_a_true_norm_at_its_limit_stops_one_step_in_1e10_at_most(dimensions, deviation, limit):
+    """By the exact noncentral chi-square; and the allowance is no more than a sixth wider than it must be."""
+    allowed, shift = guard.noisy_limit(limit, dimensions, deviation), (limit / deviation) ** 2
+    assert 1e-14 < stats.ncx2.sf(dimensions + (allowed / deviation) ** 2, dimensions, shift) < 1e-10
+    exact = deviation * math.sqrt(stats.ncx2.isf(1e-10, dimensions, shift) - dimensions)
+    assert limit < exact < allowed < 1.18 * exact
 
 
 def test_a_true_norm_of_twice_the_limit_is_seen_through_the_noise():
@@ -67,6 +63,7 @@ def test_a_true_norm_of_twice_the_limit_is_seen_through_the_noise():
 def test_without_noise_the_limit_is_the_limit():
     assert guard.noisy_limit(10.0, 3201, 0.0) == 10.0
     assert guard.noisy_limit(10.0, 3201, 1e-12) == pytest.approx(10.0)
+    assert guard.noisy_limit(math.inf, 3201, 1.0) == guard.noisy_limit(1e200, 3201, 1.0) == math.inf
 
 
 def test_values_that_are_not_finite_are_counted():

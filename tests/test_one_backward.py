@@ -10,7 +10,9 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from models.adapters import lora
-from models.config import AdapterConfig
+from models.compat import TrainingRefused
+from models.config import AdapterConfig, TrainingConfig
+from models.memory import Rung
 from models.private.clipping import GradientsRefused, PerExampleGradients
 from models.private.one_backward import OneBackward, gradients, known
 
@@ -184,11 +186,11 @@ def test_no_example_contributes_more_than_the_clip(scale):
             assert np.linalg.norm(one.clipped_sum((x[row : row + 1] * scale,), y[row : row + 1], 0.01).total) <= 0.01
 
 
-def test_many_passes_give_the_sum_of_one(monkeypatch):
+def test_many_passes_give_the_sum_of_one():
     module, x, y = made(Tokens, rows=50)
     with OneBackward(Problem(), module) as one:
         whole = one.clipped_sum((x,), y, 0.7)
-        monkeypatch.setattr(OneBackward, "rows", 13)
+        one.rung = Rung(13)
         parts = one.clipped_sum((x,), y, 0.7)
         nobody = one.clipped_sum((x[:0],), y[:0], 0.7)
     assert np.allclose(whole.total, parts.total, atol=1e-5) and parts.clipped == whole.clipped
@@ -207,6 +209,65 @@ def test_a_forward_pass_that_is_computed_again_gives_the_same_sums(kind):
         wanted = one.clipped_sum((x,), y, 0.5).total
         one.module = Again()
         assert np.array_equal(one.clipped_sum((x,), y, 0.5).total, wanted)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_checkpointed_blocks_are_the_settings_and_change_no_sum(kind):
+    module, x, y = made(kind)
+    with gradients(Problem(), module, TrainingConfig()) as kept:
+        wanted = kept.clipped_sum((x,), y, 0.5).total
+    with gradients(Problem(), module, TrainingConfig(gradient_checkpointing=True)) as twice:
+        assert twice.rung.checkpointed and np.allclose(twice.clipped_sum((x,), y, 0.5).total, wanted, atol=1e-6)
+    with pytest.raises(ValueError, match=r"checkpoint_modules 'layer' matches no module"):
+        gradients(Problem(), module, TrainingConfig(checkpoint_modules=("layer",)))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_forward_pass_in_bfloat16_is_clipped_in_float32(kind):
+    """Coarser gradients, a few parts in 100, yet none above the clip."""
+    module, x, y = made(kind)
+    exact = reference(module, x, y)
+    with gradients(Problem(), module, TrainingConfig(precision="bf16")) as half:
+        assert half.precision == "bf16"
+        found = half.clipped_sum((x,), y, 1e6).total
+        assert 1e-6 < np.linalg.norm(found - exact.sum(dim=0).numpy()) / np.linalg.norm(found) < 0.2
+        clip = float(half.norms((x,), y).min()) / 2
+        alone = [half.clipped_sum((x[row : row + 1],), y[row : row + 1], clip).total for row in range(ROWS)]
+    assert np.allclose([np.linalg.norm(one) for one in alone], clip, rtol=1e-4)
+    assert max(np.linalg.norm(one) for one in alone) <= clip
+
+
+def test_what_only_the_hooks_know_is_neither_halved_nor_computed_twice():
+    class Normed(Tokens):
+        saved = ("head", "norm")
+
+    module, _, _ = made(Normed)
+    assert not known(module)
+    with pytest.raises(TrainingRefused, match=r"precision_by_hooks 'bf16' given with privacy on: a layer of this adapter"):
+        gradients(Problem(), module, TrainingConfig(precision="bf16"))
+    with pytest.raises(TrainingRefused, match=r"checkpointing_by_hooks true given"):
+        gradients(Problem(), module, TrainingConfig(gradient_checkpointing=True))
+
+
+def test_sorting_a_batch_by_length_computes_less_and_gives_the_same_sum():
+    class Masked(Tokens):
+        seen = []
+
+        def forward(self, x, real):
+            self.seen.append(tuple(x.shape))
+            total = (self.head(self.v(x) + self.q(x)) * real[..., None]).sum(dim=1)
+            return total / real.sum(dim=1, keepdim=True)
+
+    module, x, y = made(Masked)
+    real = torch.arange(9) < torch.randint(1, 10, (ROWS,))[:, None]
+    with gradients(Problem(), module, TrainingConfig(batch_size=8)) as as_drawn:
+        wanted = as_drawn.clipped_sum((x, real), y, 0.3)
+    Masked.seen.clear()
+    with gradients(Problem(), module, TrainingConfig(batch_size=8, sort_by_length=True)) as in_order:
+        found = in_order.clipped_sum((x, real), y, 0.3)
+    assert np.allclose(found.total, wanted.total, atol=1e-5) and found.clipped == wanted.clipped
+    assert np.allclose(sorted(found.losses), sorted(wanted.losses), atol=1e-6)
+    assert [shape[0] for shape in Masked.seen] == [8, 8, 8] and Masked.seen[0][1] < Masked.seen[-1][1]
 
 
 def test_an_unused_layer_is_refused_and_never_goes_without_noise():

@@ -42,6 +42,40 @@ def test_the_rows_a_floor_needs_follow_the_share_of_flipped_answers():
     assert resolved.bound == pytest.approx(0.995, abs=3e-4)
 
 
+def test_the_floor_that_can_be_resolved_is_the_bound_of_an_unchanged_accuracy():
+    for rows, flips in ((2_000, 40), (10_000, 0), (50_000, 2_000)):
+        found = retention.measure(*answers(int(0.8 * rows) - flips, flips, flips, int(0.2 * rows) - flips))
+        assert retention.resolvable(rows, 2 * flips / rows, 0.8) == pytest.approx(found.bound, abs=1e-9)
+
+
+def test_a_golden_set_that_is_too_small_is_told_with_the_rows_it_needs():
+    measured = {"rows": 10_000, "lost": 500, "gained": 400, "accuracy_at_birth": 0.8}
+    enough, told = retention.size_told("history", 10_000, 0.995, measured)
+    assert not enough and told == (
+        "golden set 'history': 10,000 rows can show a retention of 0.9938 where 9.0% of answers flip (measured); "
+        "the floor 0.995 needs about 15,219 rows"
+    )
+    assert retention.size_told("history", 15_300, 0.995, measured)[0]
+    assert "8.0% of answers flip (assumed)" in retention.size_told("history", 10_000, 0.995)[1]
+
+
+def test_a_protected_regime_is_refused_by_its_bound_with_figures_and_cure():
+    found = retention.measure(*answers(760, 40, 40, 160))
+    assert retention.refused("day", found, 0.985) is not None and retention.refused("day", found, 0.97) is None
+    sentence = retention.refused("day", found, 0.995)
+    assert "'day' 1.0000, with 95 % confidence only >= 0.9814 < floor 0.995 (40 answers lost, 40 gained of 1,000)" in sentence
+    assert "needs about 13,528 rows" in sentence and "docs/alarms.md#retention" in sentence
+
+
+def test_what_an_entry_says_is_read_by_regime_also_from_before_there_were_any():
+    old = {"value": 0.99, "bound": 0.98}
+    assert retention.by_regime(old) == {"history": old} and retention.by_regime(None) == {} == retention.worst({})
+    day, night = {"value": 0.99, "bound": 0.98, "refused": "day is lost"}, {"error": "no golden row"}
+    told = {"day": day, "night": night, "fog": {"value": 0.9}}
+    assert retention.worst(told) == {"value": 0.9} and retention.refusal(told) == "day is lost"
+    assert retention.retention_told("night", night) == "night: no golden row"
+
+
 def test_golden_answers_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match=r"both must be \(n,\)"):
         retention.measure(np.array([True]), np.array([True, False]))

@@ -82,19 +82,20 @@ def test_a_process_that_dies_after_any_step_is_taken_up_by_the_next(tmp_path, di
     assert broken.journal.verify().faults == ()
 
 
-def test_a_process_that_dies_between_reservation_and_training_costs_the_learning_not_the_promise(world, monkeypatch):
+def test_a_process_that_dies_before_anybody_could_go_on_costs_the_learning_not_the_promise(world, monkeypatch):
     world.publish(4)
     run_window(world.window(0), world.workspace)
 
     def die(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("models.training.train", die)
+    monkeypatch.setattr("models.progress.Progress.start", die)  # reserved, and no checkpoint yet
     with pytest.raises(KeyboardInterrupt):
         run_window(world.window(1), world.workspace)
     monkeypatch.undo()
     body = run_window(world.window(1), world.again()).steps["adapter"]
-    assert body["kind"] == "crash" and "stay charged and are not trained on" in body["message"]
+    assert body["kind"] == "crash" and "it has no checkpoint" in body["message"]
+    assert "windows stay charged and are not trained on" in body["message"]
     ledger = ledger_of(world.workspace, world.window(1))
     assert [charge.windows for charge in ledger.charges()] == [(world.window(0), world.window(1))]
     assert ledger.epsilon_per_event() <= 0.5
@@ -118,7 +119,7 @@ def test_a_slow_trainer_is_not_taken_for_a_dead_one(world, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_window(world.window(1), world.workspace)
     monkeypatch.undo()
-    assert seen and run_window(world.window(1), world.again()).steps["adapter"]["kind"] == "crash", "now it has ended"
+    assert seen and run_window(world.window(1), world.again()).steps["adapter"]["report"]["attempts"] == 2, "now it has ended"
 
 
 def test_an_interrupted_update_releases_nothing_and_raises_its_alarm(world, monkeypatch):

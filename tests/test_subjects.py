@@ -195,7 +195,7 @@ def test_an_update_uses_the_first_record_of_each_subject_and_reserves_for_these_
     assert not any("card" in str(entry["body"]) for entry in ledger.export())
 
 
-def test_a_trainer_that_dies_has_spent_its_subjects_budget_too(tmp_path, monkeypatch):
+def test_a_trainer_that_dies_has_spent_its_subjects_budget_too_and_the_next_learns_from_the_same_records(tmp_path, monkeypatch):
     world = carded(tmp_path)
     world.publish(2)
     run_window(world.window(0), world.workspace)
@@ -209,7 +209,11 @@ def test_a_trainer_that_dies_has_spent_its_subjects_budget_too(tmp_path, monkeyp
             run_window(world.window(1), world.workspace)
     ledger = ledger_of(world.again(), world.window(1))
     accounts = Accounts(*world.workspace.store.glob("accounts/*.bin"), secret(world.workspace.keys, "vault"))
-    assert len(accounts.load(ledger.accounts(), {"blobs/000001"}).spent) == 200
+    spent = accounts.load(ledger.accounts(), {"blobs/000001"})
+    assert len(spent.spent) == 200
+    report = run_window(world.window(1), world.workspace).steps["adapter"]["report"]
+    assert (report["rows"], report["attempts"]) == (200, 2)
+    assert accounts.load(ledger.accounts(), {"blobs/000001"}) == spent
 
 
 def test_when_no_subject_has_budget_left_nothing_is_reserved(tmp_path):

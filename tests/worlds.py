@@ -6,6 +6,7 @@ Windows are days of 240 events; labels come 30 minutes later; updates are due ev
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,10 +57,14 @@ class World:
     def window(self, day: int) -> str:
         return window_id(START + day * DAY)
 
-    def publish(self, days: int, drift: float = 0.0) -> None:
-        """The next `days` days, and the first event and label of the day after, so that the last one is due."""
+    def publish(
+        self, days: int, drift: float = 0.0, *, change: Callable[[dict[str, np.ndarray]], None] = lambda rows: None
+    ) -> None:
+        """The next `days` days, and the first event and label of the day after, so that the last one is due; `change` may
+        write into the rows of each day."""
         for day in range(self.published, self.published + days):
             rows = tasks.columns(EVENTS_A_DAY, seed=100 + day, drift=drift)
+            change(rows)
             self._append(rows, START + day * DAY, f"d{day}")
         self.published += days
         self._append(tasks.columns(2, seed=9), START + self.published * DAY + timedelta(minutes=10), f"mark{self.published}")

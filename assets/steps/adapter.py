@@ -1,31 +1,38 @@
 """Step `adapter`: is an update due, and if so train it: reserve privacy, read the examples, train, keep it in the vault.
 
-The reservation is in the journal before any record is read, and a crash never gives it back: the charge stays, the
-learning of those windows is lost, and both are said. What is trained is released by the next step, or not at all.
+The reservation is in the journal before training reads a record, and a crash never gives it back: the next process goes on
+where the first one stopped, or the learning of those windows is lost, and that is said. What is trained is released by the
+next step, or not at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from assets import training_lease
 from assets.lineage import Lineage, entry_told
+from assets.running_update import begun, forget, taken_up
+from assets.screening import admitted, held_back, ranges, screen
 from assets.update_due import Due, Pending, update_due
 from assets.windows.clock import NotDue, next_window, window_bounds, windows_between
 from assets.windows.columns import columns_of, concatenated
 from assets.windows.cut import find_cut
+from assets.windows.golden import learnable, learnable_count
 from assets.windows.history import CUT
 from assets.workspace import Workspace
 from models.config import UpdateConfig
+from models.poisoning import null_records
+from models.progress import Progress, ProgressLost
 from models.vault import write_vault
 from monitoring.alarms import raise_alarm
-from security.journal import Conflict, Draft, unstamp
+from security.journal import Conflict, Draft, stamp, unstamp
 from security.keys import secret
 from security.privacy import BudgetExhausted, Charge, Ledger, Reservation
-from security.subjects import Accounts, admitted
+from security.subjects import Accounts
+from security.subjects import admitted as within_account
 
 SKIPPED = "update.skipped"
 CRASH = "crash"
@@ -45,10 +52,11 @@ def adapter(window: str, workspace: Workspace) -> Mapping[str, Any]:
     skipped = workspace.body(SKIPPED, window)
     if skipped is not None:
         return skipped
+    screened = screen(window, workspace)
     ledger = ledger_of(workspace, window)
     due = update_due(_pending(window, workspace, lineage, ledger), workspace.policies.update)
     if not due.windows:
-        return _skip(window, workspace, due.reason)
+        return _skip(window, workspace, due.reason + ("; the window is held back" if screened["held_back"] else ""))
     return _update(Job(workspace, ledger, lineage, length, window, due))
 
 
@@ -67,6 +75,12 @@ class Job:
     def name(self) -> str:
         """The id of the update."""
         return f"{self.workspace.task.name}/{self.lineage.next_number():06d}"
+
+    @property
+    def config(self) -> UpdateConfig:
+        """How it is trained."""
+        policies, number = self.workspace.policies, self.lineage.next_number() - 1
+        return UpdateConfig(policies.adapter, policies.training, policies.guard, update_number=number)
 
     def charge(self) -> Charge | None:
         """What the ledger has on this update already, whatever became of it."""
@@ -95,16 +109,22 @@ def ledger_of(workspace: Workspace, window: str) -> Ledger | None:
 
 
 def _pending(window: str, workspace: Workspace, lineage: Lineage, ledger: Ledger | None) -> list[Pending]:
-    """Windows up to this one that no update has settled and nobody has retired, oldest first."""
-    grid = workspace.policies.window
+    """Windows up to this one that no update has settled, nobody has retired and nothing holds back, oldest first.
+
+    One that updates have passed by, and somebody let in since, waits from now on: its age must not make a small update due.
+    """
+    grid, history = workspace.policies.window, workspace.history.refresh()
     retired = ledger.retired(workspace.task.name) if ledger is not None else frozenset()
     last = max(lineage.settled, default=None)
+    ahead = windows_between(grid, next_window(grid, last), window)
+    passed = [name for name in admitted(history) if last and ahead and name <= last and name not in lineage.settled]
     waiting = []
-    for name in windows_between(grid, next_window(grid, last), window):
-        if name in retired:
+    for name in (*passed, *ahead):
+        if name in retired or held_back(history, name):
             continue
         joined = workspace.body("examples.joined", name)
-        waiting.append(Pending(name, *window_bounds(grid, name), examples=joined["examples"] if joined else 0))
+        bounds = window_bounds(grid, max(name, ahead[0]))
+        waiting.append(Pending(name, *bounds, examples=learnable_count(joined) if joined else 0))
     return waiting
 
 
@@ -115,13 +135,11 @@ def _skip(window: str, workspace: Workspace, reason: str) -> Mapping[str, Any]:
 
 def _update(job: Job) -> Mapping[str, Any]:
     workspace = job.workspace
-    if (charge := job.charge()) is not None:
-        if training_lease.held(workspace, job.name):
-            raise NotDue(f"update {job.name} is being trained by another process: its result, or its end, is awaited")
-        return _lost(job, charge)
+    if job.ledger is not None and (charge := job.charge()) is not None:
+        return _go_on(job, job.ledger, charge)
     _check_tested(workspace, job.due.windows)
     base, parent = workspace.base, workspace.parent(job.lineage.head)  # what can be refused is refused before it costs
-    with training_lease.hold(workspace, job.name):
+    with training_lease.hold(workspace, job.name, locked=job.ledger is not None):
         try:
             reservation, keep = _reserve(job)
         except BudgetExhausted as error:
@@ -134,27 +152,48 @@ def _update(job: Job) -> Mapping[str, Any]:
             reason = f"no example is left for update {job.name}: the accounts of all its subjects are full"
             _alarm(workspace, "budget", job.window, reason)
             return _skip(job.window, workspace, reason)
-        return _train(job, base, parent, reservation, keep)
+        if reservation is None:
+            return _train(job, base, parent, None, None)
+        return _train(job, base, parent, reservation, begun(workspace, job.lineage, reservation, job.config, keep))
+
+
+def _go_on(job: Job, ledger: Ledger, charge: Charge) -> Mapping[str, Any]:
+    """A reservation without a result: where nobody is training it any more, its process died and this one takes its place."""
+    workspace = job.workspace
+    training_lease.refuse_held(workspace, job.name)
+    with training_lease.hold(workspace, job.name, locked=True) as name:
+        training_lease.refuse_held(workspace, job.name, but=name)
+        base = workspace.base  # first: where the store is away this raises, and no update is lost
+        try:
+            reservation, progress = taken_up(workspace, job.lineage, ledger, job.name, job.config)
+            parent = workspace.parent(job.lineage.head)
+            progress.again()
+            # the windows that were reserved: the settings may have changed since, and with them what is due
+            reserved = Due(charge.windows, f"reserved at {stamp(charge.at)}, attempt {progress.attempts}")
+            return _train(replace(job, due=reserved), base, parent, reservation, progress)
+        except ProgressLost as error:
+            return _lost(job, charge, str(error))
 
 
 def _train(
-    job: Job, base: bytes, parent: dict[str, Any] | None, reservation: Reservation | None,
-    keep: list[bool] | None,
+    job: Job, base: bytes, parent: dict[str, Any] | None, reservation: Reservation | None, progress: Progress | None
 ) -> Mapping[str, Any]:
     from models.guard import UpdateInterrupted
     from models.training import train
 
     workspace, due = job.workspace, job.due
-    columns = concatenated([columns_of(workspace.examples(covered)) for covered in due.windows])
-    if keep is not None:
-        columns = {name: column[keep] for name, column in columns.items()}
-    policies = workspace.policies
-    rates = job.lineage.next_number() - 1
-    config = UpdateConfig(policies.adapter, policies.training, policies.guard, update_number=rates)
+    columns = concatenated([columns_of(learnable(workspace.examples(covered))) for covered in due.windows])
+    if progress is not None and progress.kept is not None:
+        columns = {name: column[progress.kept] for name, column in columns.items()}
     earlier = [told["report"] for told in job.lineage.updates.values() if told["kind"] == "update.trained"]
     try:
-        update = train(workspace.task, base, parent, columns, reservation, config, job.window, earlier=earlier)
+        update = train(
+            workspace.task, base, parent, columns, reservation, job.config, job.window, earlier=earlier, progress=progress,
+            null=null_records(columns, ranges(workspace)),
+        )
     except UpdateInterrupted as error:
+        if progress is not None:
+            progress.end()  # killed before the entry, it is lost: the guard's end is not tried again
         figures = {"kind": error.kind, "figure": error.figure, "limit": error.limit, "message": str(error)}
         return job.append("update.interrupted", due.windows, **figures)
     report = update.report.as_dict()
@@ -179,7 +218,7 @@ def _reserve(job: Job) -> tuple[Reservation | None, list[bool] | None]:
         return None, None
     joined = {covered: job.workspace.body("examples.joined", covered) or {} for covered in job.due.windows}
     if job.workspace.task.subject is None:
-        return _charge(job, job.ledger, joined, sum(body["examples"] for body in joined.values()), None), None
+        return _charge(job, job.ledger, joined, sum(map(learnable_count, joined.values())), None), None
     return _charge_subjects(job, job.ledger, joined, job.workspace.task.subject)
 
 
@@ -190,10 +229,10 @@ def _charge_subjects(
     workspace, privacy = job.workspace, job.workspace.policies.privacy
     path = workspace.store / "accounts" / f"{ledger.stream.replace('/', '-')}.bin"
     accounts = Accounts(path, secret(workspace.keys, "vault"))
-    found = [value for window in joined for value in workspace.examples(window).column(subject).to_pylist()]
+    found = [value for window in joined for value in learnable(workspace.examples(window)).column(subject).to_pylist()]
     with accounts.locked():
         table = accounts.load(ledger.accounts(), {charge.update for charge in ledger.charges()})
-        keep, table = admitted(
+        keep, table = within_account(
             table, job.name, [accounts.name(value) for value in found], privacy.law(),
             most=privacy.max_per_subject, epsilon=privacy.subject_epsilon, delta=privacy.target_delta,
         )  # fmt: skip
@@ -223,7 +262,7 @@ def _charge(
 def _facts(workspace: Workspace, window: str, joined: Mapping[str, Any]) -> dict[str, Any]:
     """What anybody may know of a window: how many examples, when their events arrived, and which cut it comes from."""
     cut = workspace.history.refresh().find(CUT, window)
-    return {"count": joined["examples"], "arrived": joined["arrived"], "cut": cut.hash if cut is not None else None}
+    return {"count": learnable_count(joined), "arrived": joined["arrived"], "cut": cut.hash if cut is not None else None}
 
 
 def _arrival(bodies: Sequence[Mapping[str, Any]]) -> tuple[datetime, datetime]:
@@ -231,13 +270,12 @@ def _arrival(bodies: Sequence[Mapping[str, Any]]) -> tuple[datetime, datetime]:
     return min(unstamp(body["arrived"][0]) for body in bodies), max(unstamp(body["arrived"][1]) for body in bodies)
 
 
-def _lost(job: Job, charge: Charge) -> Mapping[str, Any]:
-    """A reservation without a result: the process died while training. Nothing is trained twice on the same records."""
+def _lost(job: Job, charge: Charge, why: str) -> Mapping[str, Any]:
+    """A reservation without a result that nobody can go on with. Nothing is trained twice on the same records."""
     message = (
-        f"update {job.name} was reserved and never finished: its {len(charge.windows)} windows stay charged "
-        "and are not trained on; the next update goes on from the lineage head. See docs/alarms.md#budget"
+        f"update {job.name} was reserved and never finished, and cannot be gone on with: {why}. Its {len(charge.windows)} "
+        "windows stay charged and are not trained on; the next update goes on from the lineage head. See docs/alarms.md#budget"
     )
-    # the windows that were reserved: the settings may have changed since, and with them what is due
     return job.append("update.interrupted", charge.windows, kind=CRASH, figure=None, limit=None, message=message)
 
 
@@ -250,12 +288,13 @@ def _conclude(workspace: Workspace, told: Mapping[str, Any]) -> None:
     reservation = ledger.open_reservation(told["update"]) if ledger is not None else None
     trained, actor, now = told["kind"] == "update.trained", workspace.actor, workspace.now()
     if ledger is not None and reservation is not None and trained:
-        ledger.settle(
-            reservation, steps=told["report"]["steps"], artefact=told["vault_sha256"], actor=actor, at=now
-        )
+        steps = told["report"]["steps"] + told["report"].get("lost_steps", 0)  # those in flight when a process died are spent
+        ledger.settle(reservation, steps=steps, artefact=told["vault_sha256"], actor=actor, at=now)
     elif ledger is not None and reservation is not None:
         # the ledger is for outsiders: the kind of end, and not the message, which has figures of private records
         ledger.crashed(told["update"], reason=str(told["cause"]), actor=actor, at=now)
+    if ledger is not None:
+        forget(workspace, told["update"])
     if not trained:
         kind = "budget" if told["cause"] == CRASH else told["cause"]
         _alarm(workspace, kind, told["window"], told["message"], told["figure"], told["limit"])

@@ -20,6 +20,7 @@ def examples(window: str, workspace: Workspace) -> Mapping[str, Any]:
         window,
         horizon=task.label_horizon,
         negative_if_absent=task.negative_if_absent,
+        golden_share=workspace.policies.retention.golden_share,
         now=workspace.now(),
         actor=workspace.actor,
     ).body()

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from assets.lineage import Lineage
+from assets.regimes import retention
 from assets.steps.adapter import ledger_of
 from assets.steps.rollout import ATTEMPTS, decide
+from assets.windows.columns import concatenated
 from assets.windows.cut import find_cut
 from assets.workspace import Workspace
 from models import release
+from models.golden import golden_sets
+from models.retention import by_regime, refusal, worst
 from models.rollout import Decision, Stream
 from monitoring.alarms import raise_alarm
 from monitoring.quality import binary_metrics
@@ -44,6 +48,7 @@ def version(window: str, workspace: Workspace) -> Mapping[str, Any]:
         known = workspace.body(REFUSED, window) or _register(window, workspace, lineage, update)
     if "version" not in known:
         return known
+    _warn(window, workspace, known)
     _start(window, workspace)
     _track(workspace, known)
     return known
@@ -66,12 +71,15 @@ def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mappi
         )  # fmt: skip
     except (StampRefused, WatermarkFailed) as error:
         return _refuse(window, workspace, str(error))
+    kept = retention(workspace, update["parent"], clean)
+    blocked = update["report"]["blocked"] or ("retention" if refusal(kept) else None)
     described = {
         "windows": [_ranges(workspace, covered) for covered in update["windows"]],
         "settings_digest": workspace.settings_digest,
         "watermark": _watermark(copy, claim),
-        "retention": _retention(workspace, clean),
-        "guard": {"blocked": update["report"]["blocked"]},  # a manifest leaves the house: no figure of private records
+        # a manifest leaves the house: no figure of private records
+        "retention": {name: figures for name, figures in kept.items() if figures["public"]},
+        "guard": {"blocked": blocked},
         **_privacy(window, workspace, lineage, update),
     }
     written = write_version(
@@ -89,10 +97,11 @@ def _register(window: str, workspace: Workspace, lineage: Lineage, update: Mappi
         "path": str(written.path.relative_to(workspace.store)),
         "vault": update["vault"],
         "vault_sha256": update["vault_sha256"],
-        "blocked": update["report"]["blocked"],
+        "blocked": blocked,
+        "adapter": workspace.policies.adapter.listed(),
         "report": update["report"],
         "watermark": described["watermark"],
-        "retention": described["retention"],
+        "retention": kept,
         "privacy": described["privacy"],
         "clock": stamp(workspace.clock(window)),
     }
@@ -193,7 +202,8 @@ def _privacy(window: str, workspace: Workspace, lineage: Lineage, update: Mappin
     figures = {
         "unit": UNIT, "epsilon": ledger.epsilon_per_event(), "delta": ledger.policy.target_delta,
         "noise_multiplier": law.noise_multiplier, "sampling_rate": law.sampling_rate, "steps": law.steps,
-        "steps_taken": update["report"]["steps"], "max_grad_norm": update["report"]["max_grad_norm"],
+        "steps_taken": update["report"]["steps"] + update["report"].get("lost_steps", 0),
+        "max_grad_norm": update["report"]["max_grad_norm"],
         "accountant": "PLD, replace-special adjacency", "stream": ledger.stream, "ledger": ledger.position(),
     }  # fmt: skip
     free = [name for name in _updates(workspace, lineage, update) if name not in charges]
@@ -201,28 +211,24 @@ def _privacy(window: str, workspace: Workspace, lineage: Lineage, update: Mappin
     return {"privacy": figures, "not_covered": [*NOT_COVERED, *unbound]}
 
 
-def _retention(workspace: Workspace, clean: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-    """Accuracy kept on the public golden set against the base; reported for every regime that is not protected."""
-    golden = getattr(workspace.task, "golden", None)
-    if golden is None:
-        return None
-    from models.predictor import Predictor
-    from models.retention import correct, measure
-
-    columns = golden()
-    truth = workspace.task.target(columns)
-    base = Predictor(workspace.task, workspace.base, None, workspace.policies.adapter)
-    now = Predictor(workspace.task, workspace.base, clean, workspace.policies.adapter)
-    kept = measure(correct(now.answers(columns), truth), correct(base.answers(columns), truth))
-    return kept.as_dict()
+def _warn(window: str, workspace: Workspace, body: Mapping[str, Any]) -> None:
+    """A protected regime that was lost is told to people; once, however often the step is repeated."""
+    sentence = refusal(body["retention"])
+    if sentence is None:
+        return
+    bounds = [figures["bound"] for figures in body["retention"].values() if figures["refused"] and "bound" in figures]
+    raise_alarm(
+        workspace.journal, workspace.task.name, kind="retention", window=window, message=f"{body['version']}: {sentence}",
+        figure=min(bounds, default=None), limit=workspace.policies.retention.floor, at=workspace.now(), actor=workspace.actor,
+    )  # fmt: skip
 
 
 def _public_quality(workspace: Workspace, version: str) -> dict[str, float]:
-    """Accuracy, F1, AUC, log loss and calibration error on the public golden set, for a task with two classes."""
-    golden = getattr(workspace.task, "golden", None)
-    if golden is None:
+    """Accuracy, F1, AUC, log loss and calibration error on the public golden sets, for a task with two classes."""
+    sets = golden_sets(workspace.task)
+    if not sets:
         return {}
-    columns = golden()
+    columns = concatenated(list(sets.values()))
     truth, answers = workspace.task.target(columns), workspace.predictor(version).answers(columns)
     if not (np.isin(truth, (0, 1)).all() and np.issubdtype(answers.dtype, np.floating)):
         return {}
@@ -236,7 +242,9 @@ def _track(workspace: Workspace, body: Mapping[str, Any]) -> None:
     report = body["report"]
     metrics = {
         **_public_quality(workspace, body["version"]),
-        "retention": (body["retention"] or {}).get("value"),
+        "retention": worst(body["retention"]).get("value"),
+        **{f"{figure}_{regime}": figures.get(key) for regime, figures in by_regime(body["retention"]).items()
+           for figure, key in (("retention", "value"), ("retention_bound", "bound"))},
         "epsilon": (body["privacy"] or {}).get("epsilon"),
         "gradient_norm": max(report["gradient_norms"], default=None),
         "weight_delta": report["weight_delta"],

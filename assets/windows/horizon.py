@@ -29,7 +29,8 @@ NEVER = -(1 << 62)  # before any time stamp
 
 
 class Horizon:
-    """The windows through one. number: of that window, from 0. latest: the largest time stamp of an event or a label.
+    """The windows through one. number: of that window, from 0. latest: the largest time stamp of an event or a label. salt:
+    of the hashes of ids, the digest of the first cut.
 
     Raises NotDue until every window through this one is sealed and every one before it is joined; IndexOutdated when
     the one before was joined by an older version; SchemaRefused for ids of two types.
@@ -41,7 +42,8 @@ class Horizon:
         _check_turn(history, policy, window)
         if self.number:
             refuse_outdated(self._entry(JOINED, self.number - 1)["seen_path"])
-        self._hash = IdHash(bytes.fromhex(self._entry(SEALED, 0)["cut_hash"]))
+        self.salt = str(self._entry(SEALED, 0)["cut_hash"])
+        self._hash = IdHash(bytes.fromhex(self.salt))
         self._sealed = SealedWindow.of(self._entry(SEALED, self.number))
         self._topics = {events: Index.events, labels: Index.labels}
         (event_type, own_events), (label_type, own_labels) = self._own(events), self._own(labels)

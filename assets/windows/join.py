@@ -27,6 +27,7 @@ from assets.stream.spans import MILLISECONDS
 from assets.windows import index, seen, store
 from assets.windows.clock import WindowPolicy, window_bounds
 from assets.windows.gap import touched
+from assets.windows.golden import marked
 from assets.windows.history import JOINED, History
 from assets.windows.horizon import NEVER, Horizon
 from assets.windows.match import Bools, Grid, Ints, Match, match, ranked
@@ -58,6 +59,7 @@ class Examples:
     latest: the largest time stamp of an event or label sealed through this window, ms since 1970; how far back a join has
     to look. lag_by_outcome: lag_seconds by the value of the first label column, where that is an outcome: an integer,
     boolean or text of at most 10 values; values with fewer than 20 labels are left out. None before 0.2, both of them.
+    golden: examples, of those that are counted, which no update learns from (golden.py); golden_share: of the ids.
     """
 
     window: str
@@ -80,6 +82,8 @@ class Examples:
     latest: int | None = None
     lag_by_outcome: Mapping[str, Percentiles] | None = None
     unknown: int = 0
+    golden: int = 0
+    golden_share: float = 0.0
 
     def body(self) -> dict[str, Any]:
         """As it is journalled."""
@@ -116,6 +120,7 @@ def join(
     *,
     horizon: timedelta,
     negative_if_absent: bool = False,
+    golden_share: float = 0.0,
     now: datetime,
     actor: str,
 ) -> Examples:
@@ -131,12 +136,13 @@ def join(
         return known
     if known is not None:
         index.refuse_outdated(known.seen_path)
+        golden_share = known.golden_share  # the file is made as it was, whatever the settings say by now
     past = Horizon(history, root, policy, window, topics.events, topics.labels)
     grid = Grid((policy.start - _EPOCH) // _MS, policy.every // _MS, horizon // _MS, past.number)
     negative_from = _negative_from(history.refresh(), policy, topics.labels, window, grid) if negative_if_absent else None
     folder = store.window_folder(history.task, window)
     with store.attempt(root, folder) as attempt:
-        made, files = _make(past, grid, topics, negative_from, folder, attempt)
+        made, files = _make(past, grid, topics, negative_from, golden_share, folder, attempt)
         with store.locked(root / folder):  # two that join it: the second must not write over what the first has promised
             if (known := find_examples(history.refresh(), window)) is not None:
                 _check_same(known, made)
@@ -164,8 +170,8 @@ def _check_same(known: Examples, made: Examples) -> None:
         if found != digest:
             raise SealDiffers(
                 f"window {known.window}: joined again, {path} has sha256 {found[:16]}, the journal says {digest[:16]}: "
-                "the task's label_horizon or negative_if_absent, pyarrow or the layout of the files has changed. Joined "
-                "examples never change: bring the old setting back, or restore the file from a backup"
+                "the task's label_horizon or negative_if_absent, golden_share, pyarrow or the layout of the files has changed. "
+                "Joined examples never change: bring the old setting back, or restore the file from a backup"
             )
 
 
@@ -173,7 +179,7 @@ def _check_same(known: Examples, made: Examples) -> None:
 
 
 def _make(
-    past: Horizon, grid: Grid, topics: Topics, negative_from: int | None, folder: str, attempt: Path
+    past: Horizon, grid: Grid, topics: Topics, negative_from: int | None, golden_share: float, folder: str, attempt: Path
 ) -> tuple[Examples, dict[str, Path]]:
     """The examples, and their files: path in the store -> where the file was made, inside `attempt`."""
     found = match(
@@ -186,6 +192,7 @@ def _make(
     with_label = int(labelled.sum())
     lag = found.labels.at[found.chosen[labelled]] - found.mature.at[labelled]
     table, outcome = _table(past, found, grid, topics, negative_from)
+    table, golden = marked(table, past.salt, golden_share)
     made = {f"{folder}/examples.parquet": attempt / "examples.parquet", f"{folder}/{index.NAME}": attempt / index.NAME}
     (path, examples_file), (index_path, index_file) = made.items()
     with store.RowGroups(examples_file, table.schema) as writer:
@@ -215,6 +222,8 @@ def _make(
         latest=past.latest,
         lag_by_outcome=_by_outcome(lag, outcome),
         unknown=0 if negative_from is None else left_out,
+        golden=golden,
+        golden_share=golden_share,
     )
     return examples, made
 

@@ -20,6 +20,7 @@ from scipy.stats import binom, chi2
 
 from models import compute
 from models.audit.subject import NO_CLIP, Neighbours, Subject, one_by_one
+from models.memory import Rung
 from models.private.clipping import ClippedSum
 from models.private.private_sgd import Gradients, Noised, Parts
 from security.privacy import Reservation
@@ -217,7 +218,7 @@ def checked(bench: Bench) -> list[Check]:
 class _Recorder:
     """In the place of gradients: notes which rows it was given."""
 
-    rows = 1
+    rung = Rung(1)
 
     def __init__(self, size: int) -> None:
         self.size, self.given = size, list[int]()

@@ -67,7 +67,7 @@ class Remembered:
     """Sums that were asked for before are not computed again: a defect's thousands of runs are on the same examples."""
 
     def __init__(self, gradients: Gradients) -> None:
-        self.gradients, self.size, self.rows = gradients, gradients.size, gradients.rows
+        self.gradients, self.size, self.rung = gradients, gradients.size, gradients.rung
         self._known: dict[tuple[bytes, float], ClippedSum] = {}
 
     def clipped_sum(self, parts: Parts, truth: torch.Tensor, clip: float) -> ClippedSum:
@@ -82,7 +82,7 @@ class _Wrong:
     """A source of gradients whose sums are wrong."""
 
     def __init__(self, gradients: Gradients, wrong: Sum) -> None:
-        self.gradients, self.size, self.rows, self.wrong = gradients, gradients.size, gradients.rows, wrong
+        self.gradients, self.size, self.rung, self.wrong = gradients, gradients.size, gradients.rung, wrong
 
     def clipped_sum(self, parts: Parts, truth: torch.Tensor, clip: float) -> ClippedSum:
         return self.wrong(self.gradients, parts, truth, clip)

@@ -7,6 +7,7 @@ parameters at once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models import compute
+from models import compute, lengths
 from models.adapters import lora
+from models.memory import Rung
 from models.private.pieces import Piece, Whole
 from models.task import Task
 
@@ -34,7 +36,7 @@ class GradientsRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ClippedSum:
-    """`total` (d,) float64, with |one example's share| <= clip; the counts are over the examples of this call."""
+    """`total` (d,) float64, with |one example's share| <= clip; losses (n,) in no order; counts over the n examples."""
 
     total: np.ndarray
     losses: np.ndarray
@@ -48,12 +50,17 @@ class Clipping(ABC):
     size: d, over all trainable parameters in the order of `lora.trainable`.
     """
 
-    rows = ROWS  # examples of one pass
+    rung = Rung(ROWS, can_checkpoint=False)  # how much is computed in one pass
+    sorted_by_length = False
+    precision = "fp32"
 
     def __init__(self, task: Task, module: nn.Module) -> None:
         self.task, self.module = task, module
         self.parameters = lora.trainable(module)
-        self.size = sum(parameter.numel() for parameter in self.parameters.values())
+        sizes = [parameter.numel() for parameter in self.parameters.values()]
+        self.size = sum(sizes)
+        self._flat = torch.empty(self.size)  # the sum of one pass
+        self._places = torch.split(self._flat, sizes)
         _refuse(module, self.parameters)
 
     @abstractmethod
@@ -73,7 +80,7 @@ class Clipping(ABC):
     @torch.no_grad()
     def norms(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> np.ndarray:
         """Gradient norm of each example, float64 (n,)."""
-        found = [_norms(pieces).double().numpy() for _, pieces in self._passes(parts, truth)]
+        found = [_norms(pieces) for _, pieces in self._passes(parts, truth)]
         return np.concatenate(found) if found else np.empty(0)
 
     @torch.no_grad()
@@ -83,26 +90,31 @@ class Clipping(ABC):
         Leaving such a row in would turn every weight into NaN: a denial of service, and a leak of the fact that it is
         there.
         """
-        total, flat = torch.zeros(self.size, dtype=torch.float64), torch.empty(self.size)
-        places = torch.split(flat, [parameter.numel() for parameter in self.parameters.values()])
-        losses, counts = [np.empty(0, np.float32)], torch.zeros(2, dtype=torch.int64)
+        if self.sorted_by_length:
+            order = lengths.by_length(lengths.mask_of(parts), torch.arange(len(truth)))
+            parts, truth = compute.take(parts, order), truth[order]
+        bound = clip * (1 - SLACK)
+        total, losses, clipped, not_finite = torch.zeros(0), [np.empty(0, np.float32)], 0, 0
         for some_losses, pieces in self._passes(parts, truth):
             norms = _norms(pieces)
-            finite = norms.isfinite()
-            factors = (clip * (1 - SLACK) / norms).clamp_(max=1.0)
-            if not bool(finite.all()):
-                factors, pieces = factors.where(finite, 0.0), [piece.without(~finite) for piece in pieces]
-            for piece, place in zip(pieces, places, strict=True):
+            if not math.isfinite(norms.sum()):
+                absent = ~np.isfinite(norms)
+                norms[absent], not_finite = 0.0, not_finite + int(np.count_nonzero(absent))
+                pieces = [piece.without(torch.from_numpy(absent)) for piece in pieces]
+            factors = torch.from_numpy((bound / np.maximum(norms, bound)).astype(np.float32))
+            for piece, place in zip(pieces, self._places, strict=True):
                 piece.weighted(factors, place)
-            total += flat
+            total = total.add_(self._flat) if len(total) else self._flat.double()
             losses.append(some_losses.numpy())
-            counts += torch.stack(((norms > clip) & finite, ~finite)).sum(dim=1)
-        clipped, not_finite = counts.tolist()
-        return ClippedSum(total.numpy(), np.concatenate(losses), clipped, not_finite)
+            clipped += int(np.count_nonzero(norms > clip))
+        summed = total.numpy() if len(total) else np.zeros(self.size)
+        return ClippedSum(summed, np.concatenate(losses), clipped, not_finite)
 
     def _passes(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[Piece]]]:
-        for at in range(0, len(truth), self.rows):
-            yield self.pieces(compute.take(parts, slice(at, at + self.rows)), truth[at : at + self.rows])
+        for at in range(0, len(truth), self.rung.micro):
+            here = slice(at, at + self.rung.micro)
+            some = compute.take(parts, here)
+            yield self.pieces(lengths.cut(some) if self.sorted_by_length else some, truth[here])
 
 
 class PerExampleGradients(Clipping):
@@ -148,9 +160,10 @@ def without_gradient(name: str, rows: int) -> GradientsRefused:
                             "or its layer's first dimension is not the example; take it out of the adapter")
 
 
-def _norms(pieces: list[Piece]) -> torch.Tensor:
-    """Gradient norm of each example over all parameters, (n,)."""
-    return torch.stack([piece.squares() for piece in pieces]).sum(dim=0).sqrt()
+def _norms(pieces: list[Piece]) -> np.ndarray:
+    """Gradient norm of each example over all parameters, float64 (n,)."""
+    of_each = torch.stack([piece.norms() for piece in pieces])
+    return torch.linalg.vector_norm(of_each, dim=0, dtype=torch.float64).numpy()
 
 
 def _refuse(module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:

@@ -3,12 +3,15 @@
 While it is open, the adapter's layers answer by functions of autograd that do what they did, and in the backward pass keep
 what a weight's gradient is made of (pieces.py). From that come each example's norm and the clipped sum, without a second pass
 ("book-keeping": Bu et al. 2023, "Differentially Private Optimization on Large Foundation Model"; the adapter's low rank makes
-it cheap). It does not know clipping, noise or budgets, nor the layers that Opacus' hooks are for.
+it cheap). The forward pass may be in bfloat16, and blocks may be computed twice instead of kept; norms and sums are in float32
+either way. It does not know clipping, noise or budgets, nor the layers that Opacus' hooks are for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -17,19 +20,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import compute
+from models import compat, compute, precision
 from models.adapters import lora
+from models.checkpointing import blocks, checkpointed
+from models.config import TrainingConfig
+from models.memory import Rung
 from models.private.clipping import Clipping, PerExampleGradients, without_gradient
 from models.private.pieces import Picked, Piece, added, outer
 from models.task import Task
 
+CPU = torch.device("cpu")
 Note = Callable[[torch.Tensor, Piece], None]
 
 
 class OneBackward(Clipping):
     """The layers of `known` modules."""
 
-    rows = 4096  # of each the activations are held, as in plain training
+    rung = Rung(4096)  # of each example the activations are held, as in plain training
+    blocks: tuple[str, ...] = ()  # that are checkpointed, as the settings name them
 
     def __init__(self, task: Task, module: nn.Module) -> None:
         super().__init__(task, module)
@@ -48,10 +56,13 @@ class OneBackward(Clipping):
 
     def pieces(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> tuple[torch.Tensor, list[Piece]]:
         self._noted.clear()
-        with torch.enable_grad():
-            losses = compute.per_example(self.task.loss(self.module(*parts), truth), len(truth), "loss")
+        twice = checkpointed(self.module, self.blocks) if self.rung.checkpointed else nullcontext()
+        with torch.enable_grad(), twice:
+            with precision.autocast(self.precision, CPU)():
+                output = self.module(*parts)
+            losses = compute.per_example(self.task.loss(precision.float32(output), truth), len(truth), "loss")
             if losses.requires_grad:
-                torch.autograd.backward(losses.sum())
+                torch.autograd.backward(losses, torch.ones_like(losses))
         found = []
         for name, parameter in self.parameters.items():
             piece = self._noted.pop(id(parameter), None)
@@ -65,9 +76,28 @@ class OneBackward(Clipping):
         self._noted[id(parameter)] = piece if known is None else known.plus(piece)
 
 
-def gradients(task: Task, module: nn.Module) -> Clipping:
-    """One backward pass where it can be, else Opacus' hooks: for training and audit alike. Raises GradientsRefused."""
-    return OneBackward(task, module) if known(module) else PerExampleGradients(task, module)
+def gradients(task: Task, module: nn.Module, setting: TrainingConfig | None = None, batch: int = 1) -> Clipping:
+    """One backward pass where it can be, else Opacus' hooks: for training and audit alike.
+
+    `setting` says how the passes are computed, for batches of about so many examples. Raises GradientsRefused, and
+    TrainingRefused for what the hooks cannot do.
+    """
+    made: Clipping
+    if known(module):
+        made = OneBackward(task, module)
+        if setting is not None:
+            made.blocks = setting.checkpoint_modules
+            blocks(module, made.blocks)  # a wrong name is told now, and not when memory runs out
+            made.rung = Rung(made.rung.micro, setting.gradient_checkpointing)
+            made.precision = precision.chosen(setting.precision, module, CPU, batch)
+    else:
+        made = PerExampleGradients(task, module)
+        if setting is not None:
+            compat.refuse(setting, True, precision_by_hooks=setting.precision,
+                          checkpointing_by_hooks=setting.gradient_checkpointing)
+    if setting is not None and setting.sort_by_length:
+        made.sorted_by_length, made.rung = True, replace(made.rung, micro=setting.batch_size)
+    return made
 
 
 def known(module: nn.Module) -> bool:
@@ -151,16 +181,22 @@ class _LowRank(torch.autograd.Function):
         h = F.linear(x, a)
         ctx.save_for_backward(x, h, weight)
         ctx.a, ctx.b, ctx.scale, ctx.note = a, b, scale, note  # the parameters themselves: by them the pieces are known
-        return F.linear(x, weight, bias).add_(F.linear(h, b), alpha=scale)
+        return _add_product(F.linear(x, weight, bias), h, b.T, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (g,), (x, h, weight), a, b = grads, ctx.saved_tensors, ctx.a, ctx.b
-        gh = (g @ b).mul_(ctx.scale)
+        (g,), (x, h, weight), a, b, scale = grads, ctx.saved_tensors, ctx.a, ctx.b, ctx.scale
+        gh = (g @ b.to(g.dtype)).mul_(scale)
         ctx.note(a, outer(gh, x))
-        ctx.note(b, outer(g, h * ctx.scale))
-        gx = (g @ weight).add_(gh @ a) if ctx.needs_input_grad[0] else None
+        ctx.note(b, outer(g, h * scale))
+        gx = _add_product(g @ weight.to(g.dtype), gh, a, 1.0) if ctx.needs_input_grad[0] else None
         return gx, None, None, None, None, None, None
+
+
+def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    """out + scale left right, in place and in the format of out (n, ..., q): left (n, ..., p), right (p, q)."""
+    out.flatten(0, -2).addmm_(left.flatten(0, -2).to(out.dtype), right.to(out.dtype), alpha=scale)
+    return out
 
 
 class _Linear(torch.autograd.Function):
@@ -179,7 +215,7 @@ class _Linear(torch.autograd.Function):
             ctx.note(ctx.part.weight, outer(g, x))
         if ctx.needs_input_grad[2]:
             ctx.note(ctx.part.bias, added(g))
-        return (g @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
+        return (g @ weight.to(g.dtype) if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
 class _Product(torch.autograd.Function):
@@ -195,7 +231,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (g,), (x,) = grads, ctx.saved_tensors
         ctx.note(ctx.weight, outer(g, x))
-        return g @ ctx.weight, None, None
+        return g @ ctx.weight.to(g.dtype), None, None
 
 
 class _Table(torch.autograd.Function):

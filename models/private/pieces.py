@@ -21,8 +21,8 @@ class Piece(Protocol):
     def __len__(self) -> int:
         """n."""
 
-    def squares(self) -> torch.Tensor:
-        """The squared norm of each example's gradient, (n,)."""
+    def norms(self) -> torch.Tensor:
+        """The norm of each example's gradient, (n,)."""
 
     def weighted(self, factors: torch.Tensor, out: torch.Tensor) -> None:
         """Write the sum of the gradients, each times its factor (n,), to `out` (d,)."""
@@ -43,8 +43,8 @@ class Whole:
     def __len__(self) -> int:
         return len(self.values)
 
-    def squares(self) -> torch.Tensor:
-        return torch.linalg.vector_norm(self.values, dim=1).square()
+    def norms(self) -> torch.Tensor:
+        return torch.linalg.vector_norm(self.values, dim=1)
 
     def weighted(self, factors: torch.Tensor, out: torch.Tensor) -> None:
         torch.mv(self.values.mT, factors, out=out)
@@ -67,8 +67,8 @@ class Single:
     def __len__(self) -> int:
         return len(self.left)
 
-    def squares(self) -> torch.Tensor:
-        return (torch.linalg.vector_norm(self.left, dim=1) * torch.linalg.vector_norm(self.right, dim=1)).square_()
+    def norms(self) -> torch.Tensor:
+        return torch.linalg.vector_norm(self.left, dim=1).mul_(torch.linalg.vector_norm(self.right, dim=1))
 
     def weighted(self, factors: torch.Tensor, out: torch.Tensor) -> None:
         left, right = self.left, self.right
@@ -79,7 +79,8 @@ class Single:
         torch.mm(left.T, right, out=out.view(left.shape[1], right.shape[1]))
 
     def without(self, absent: torch.Tensor) -> Piece:
-        return Single(self.left.masked_fill(absent[:, None], 0.0), self.right.masked_fill(absent[:, None], 0.0))
+        each = absent[:, None]
+        return Single(self.left.masked_fill(each, 0.0), self.right.masked_fill(each, 0.0))
 
     def plus(self, other: Piece) -> Piece:
         return Outer(self.left[:, None], self.right[:, None]).plus(other)
@@ -95,8 +96,9 @@ class Outer:
     def __len__(self) -> int:
         return len(self.left)
 
-    def squares(self) -> torch.Tensor:
-        return (self.left @ self.left.mT).mul_(self.right @ self.right.mT).sum(dim=(1, 2)).clamp_(min=0.0)
+    def norms(self) -> torch.Tensor:
+        squares = (self.left @ self.left.mT).mul_(self.right @ self.right.mT).sum(dim=(1, 2))
+        return squares.clamp_(min=0.0).sqrt_()
 
     def weighted(self, factors: torch.Tensor, out: torch.Tensor) -> None:
         each = factors.repeat_interleave(self.left.shape[1])
@@ -123,9 +125,9 @@ class Picked:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def squares(self) -> torch.Tensor:
+    def norms(self) -> torch.Tensor:
         same = self.places[:, :, None] == self.places[:, None, :]
-        return (self.vectors @ self.vectors.mT).mul_(same).sum(dim=(1, 2)).clamp_(min=0.0)
+        return (self.vectors @ self.vectors.mT).mul_(same).sum(dim=(1, 2)).clamp_(min=0.0).sqrt_()
 
     def weighted(self, factors: torch.Tensor, out: torch.Tensor) -> None:
         vectors, width = (self.vectors * factors[:, None, None]).flatten(0, 1), self.vectors.shape[2]
@@ -142,7 +144,8 @@ class Picked:
 
 
 def outer(left: torch.Tensor, right: torch.Tensor) -> Piece:
-    """left (n, ..., p), right (n, ..., q)."""
+    """left (n, ..., p), right (n, ..., q), in float32 from here on: what is bounded is what is summed."""
+    left, right = left.float(), right.float()
     if left.dim() == 2:
         return Single(left, right)
     n, p, q = len(left), left.shape[-1], right.shape[-1]
@@ -155,4 +158,5 @@ def outer(left: torch.Tensor, right: torch.Tensor) -> Piece:
 
 def added(values: torch.Tensor) -> Whole:
     """Of a bias: values (n, ..., d), summed over the positions."""
+    values = values.float()
     return Whole(values if values.dim() == 2 else values.flatten(1, -2).sum(dim=1))

@@ -7,6 +7,7 @@ knows neither ledger nor parent, and cannot be seeded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,8 +18,10 @@ from torch import nn
 
 from models import compute, guard
 from models.config import UpdateConfig
+from models.gradient_flow import NoisedFlow
 from models.memory import Ladder, Rung
 from models.private import clipping, noise, one_backward
+from models.progress import Progress
 from models.report import Run
 from models.task import Task
 from security.randomness import KeyStream
@@ -32,7 +35,7 @@ Parts = tuple[torch.Tensor, ...]
 class Gradients(Protocol):
     """Clipped sums of the gradients of one module with `size` trainable weights (`models/private/clipping.py`)."""
 
-    rows: int  # examples of one pass; fewer need less memory
+    rung: Rung  # how much of a batch is computed at once
 
     @property
     def size(self) -> int: ...
@@ -58,7 +61,7 @@ class PrivateStep:
     def __init__(self, gradients: Gradients, law: Reservation) -> None:
         self.gradients, self.law, self.stream = gradients, law, KeyStream()
         self.deviation = law.noise_multiplier * law.max_grad_norm / law.expected_batch
-        self.ladder = Ladder(Rung(gradients.rows, checkpointed=True))
+        self.ladder = Ladder(gradients.rung)
 
     def __call__(self, parts: Parts, truth: torch.Tensor) -> Noised:
         """Divides by the expected batch of the public count, never by the realised one; an empty batch is noised too."""
@@ -66,11 +69,12 @@ class PrivateStep:
         batch = torch.from_numpy(noise.poisson_sample(self.stream, len(truth), law.sampling_rate))
         some, wanted = compute.take(parts, batch), truth[batch]
         found = self.ladder.attempt(lambda rung: self._sum(some, wanted, rung))
-        drawn = noise.gaussian(self.stream, self.gradients.size)
-        return Noised(found.total / law.expected_batch + self.deviation * drawn, found)
+        noised = torch.from_numpy(noise.gaussian(self.stream, self.gradients.size, self.deviation))
+        noised.add_(torch.from_numpy(found.total), alpha=1 / law.expected_batch)
+        return Noised(noised.numpy(), found)
 
     def _sum(self, parts: Parts, truth: torch.Tensor, rung: Rung) -> clipping.ClippedSum:
-        self.gradients.rows = rung.micro
+        self.gradients.rung = rung
         return self.gradients.clipped_sum(parts, truth, self.law.max_grad_norm)
 
 
@@ -82,43 +86,61 @@ def run(
     law: Reservation,
     config: UpdateConfig,
     window: str,
+    progress: Progress | None = None,
 ) -> Run:
-    """The steps of the reservation as plain SGD, each looked at by the guard before it is taken."""
-    gathered, rate = Run(), config.training.rate(config.update_number)
-    with one_backward.gradients(task, module) as source:
+    """The steps of the reservation as plain SGD, each looked at by the guard before it is taken.
+
+    Goes on from `progress`, and says in it that a step begins before its batch is drawn. Raises ProgressLost.
+    """
+    progress = progress or Progress()
+    gathered, rate = progress.run, rate_of(config, law)
+    with one_backward.gradients(task, module, config.training, int(law.expected_batch)) as source:
         step, size = PrivateStep(source, law), source.size
-        weights = _flat(source.parameters)
-        for _ in range(law.steps):
+        layout = {name: value.numel() for name, value in source.parameters.items()}
+        used = flattened(source.parameters)
+        weights = progress.attach(layout, used.double().numpy())
+        used.copy_(torch.from_numpy(weights))
+        flow = NoisedFlow(source.parameters, step.deviation)
+        while progress.begin(law):
             noised = step(parts, truth)
             norm = float(np.linalg.norm(noised.gradient))
             broken = int((~np.isfinite(noised.gradient)).sum())
             guard.interrupt(guard.check_finite(broken, "the noised gradient", window))
+            layers = flow.norms(noised.gradient)
             guard.interrupt(guard.check_gradient_norm(
-                norm, config.guard.max_gradient_norm, window, dimensions=size, deviation=step.deviation))
+                norm, config.guard.max_gradient_norm, window, dimensions=size, deviation=step.deviation, layers=layers))
             weights -= rate * noised.gradient
-            _write(source.parameters, weights)
-            _note(gathered, noised.found, guard.denoised_norm(norm, size, step.deviation))
+            used.copy_(torch.from_numpy(weights))
+            _note(gathered, noised.found, guard.denoised_norm(norm, size, step.deviation), layers)
+            progress.finish(weights)
         gathered.rung, gathered.rungs_down = str(step.ladder.rung), step.ladder.steps
+        gathered.precision = source.precision
+    gathered.attempts, gathered.lost = progress.attempts, progress.begun - gathered.steps
     return gathered
 
 
-def _note(run: Run, found: clipping.ClippedSum, norm: float) -> None:
+def rate_of(config: UpdateConfig, law: Reservation) -> float:
+    """The learning rate of this update; from public figures alone."""
+    noise = law.noise_multiplier * law.max_grad_norm / law.expected_batch * math.sqrt(law.steps)
+    return config.training.rate(config.update_number, noise)
+
+
+def _note(run: Run, found: clipping.ClippedSum, norm: float, layers: Mapping[str, float]) -> None:
     finite = found.losses[np.isfinite(found.losses)]
     run.losses.append(float(finite.mean()) if finite.size else None)
     run.norms.append(norm)
+    for layer, one in layers.items():
+        run.layer_norms.setdefault(layer, []).append(one)
     run.steps += 1
     run.seen += len(found.losses)
     run.clipped += found.clipped
     run.not_finite += found.not_finite
 
 
-def _flat(parameters: Mapping[str, nn.Parameter]) -> np.ndarray:
-    return np.concatenate([value.detach().double().numpy().ravel() for value in parameters.values()])
-
-
-def _write(parameters: Mapping[str, nn.Parameter], weights: np.ndarray) -> None:
-    at, source = 0, torch.from_numpy(weights)
-    with torch.no_grad():
-        for value in parameters.values():
-            value.copy_(source[at : at + value.numel()].view_as(value))
-            at += value.numel()
+def flattened(parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
+    """The weights in one tensor (d,), of which the parameters are views from now on: a step writes them all at once."""
+    flat = torch.cat([value.detach().flatten() for value in parameters.values()])
+    pieces = torch.split(flat, [value.numel() for value in parameters.values()])
+    for value, piece in zip(parameters.values(), pieces, strict=True):
+        value.data = piece.view_as(value)
+    return flat

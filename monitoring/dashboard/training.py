@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.retention import refusal, worst
 from monitoring.dashboard.facts import Facts
 
 SHOWN_UPDATES = 20
@@ -18,7 +19,8 @@ SHOWN_UPDATES = 20
 
 @dataclass(frozen=True, slots=True)
 class UpdateRow:
-    """One update. `version` is None when it made none; then `note` says why. `state` is where its release is."""
+    """One update. `version` is None when it made none; then `note` says why. `state` is where its release is.
+    `retention` is that of the regime that kept least."""
 
     number: int
     version: str | None
@@ -80,7 +82,7 @@ def _row(facts: Facts, update: Mapping[str, Any], version: Mapping[str, Any] | N
         update.get("parent"),
         tuple(update.get("windows") or ()),
         update.get("report") or {},
-        body.get("retention") or {},
+        worst(body.get("retention")),
         watermark.get("z"),
         watermark.get("bits_right"),
         state,
@@ -94,7 +96,8 @@ def _outcome(facts: Facts, update: Mapping[str, Any], version: Mapping[str, Any]
     if version is None:
         return "TRAINED", "not registered yet"
     if version.get("blocked"):
-        return "BLOCKED", str((update.get("report") or {}).get("finding") or version["blocked"])
+        finding = (update.get("report") or {}).get("finding") or refusal(version.get("retention"))
+        return "BLOCKED", str(finding or version["blocked"])
     rollout = facts.board.rollouts.get(version["version"])
     return (rollout.state.value, rollout.reason) if rollout else ("REGISTERED", "not queued")
 

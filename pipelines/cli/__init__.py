@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # name -> (module, help). The table is the command line; a test compares it with what the modules offer.
 COMMANDS = {
     "init": ("pipelines.cli.init", "Write a commented headgate.toml and make the keys."),
+    "check": ("pipelines.cli.check", "Try a task, rule by rule, before anything runs."),
     "demo": ("pipelines.cli.demo", "A summer of flights through the whole loop, on a real Kafka."),
     "broker": ("pipelines.cli.broker", "Start or stop the local Apache Kafka."),
     "base": ("pipelines.cli.base", "Train and register the frozen base."),

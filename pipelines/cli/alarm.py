@@ -24,7 +24,7 @@ def list_(ctx: click.Context, everything: bool, as_json: bool) -> None:
     """One line an alarm: severity, kind, window, what happened."""
     from monitoring.alarms import all_alarms, open_alarms
     from monitoring.alarms import as_json as plain
-    from pipelines.reading import journal_and_task
+    from pipelines.journals import journal_and_task
 
     journal, task = journal_and_task(settings_from(ctx))
     for found in (all_alarms if everything else open_alarms)(journal, task):
@@ -41,7 +41,7 @@ def list_(ctx: click.Context, everything: bool, as_json: bool) -> None:
 def acknowledge(ctx: click.Context, kind: str, window: str | None, reason: str, actor: str | None) -> None:
     """Say that somebody has seen the alarms of KIND."""
     from monitoring.alarms import acknowledge as say
-    from pipelines.reading import journal_and_task
+    from pipelines.journals import journal_and_task
 
     journal, task = journal_and_task(settings_from(ctx))
     who = actor or getpass.getuser()

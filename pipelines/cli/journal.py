@@ -19,7 +19,7 @@ def journal() -> None:
 @click.pass_context
 def verify(ctx: click.Context, as_json: bool) -> None:
     """Walk the hash chain. Exit code 1 when an entry is missing, changed or out of order."""
-    from pipelines.reading import existing_journal
+    from pipelines.journals import existing_journal
 
     found = existing_journal(settings_from(ctx)).verify()
     if as_json:
@@ -38,7 +38,7 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def tail(ctx: click.Context, count: int, stream: str | None, as_json: bool) -> None:
     """Print the newest entries."""
-    from pipelines.reading import existing_journal
+    from pipelines.journals import existing_journal
     from security.journal import canonical, stamp
 
     opened = existing_journal(settings_from(ctx))

@@ -30,7 +30,7 @@ def privacy() -> None:
 @click.pass_context
 def show(ctx: click.Context, as_json: bool) -> None:
     """Budget, epsilon for each labelled event, windows, releases, open reservations and refusals."""
-    from pipelines.reading import existing_journal
+    from pipelines.journals import existing_journal
 
     settings = settings_from(ctx)
     books = ledgers(existing_journal(settings), settings)
@@ -45,7 +45,7 @@ def show(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def export(ctx: click.Context) -> None:
     """Every entry of the ledger with its hash, one JSON object a line: epsilon can be computed from them alone."""
-    from pipelines.reading import existing_journal
+    from pipelines.journals import existing_journal
 
     settings = settings_from(ctx)
     for ledger in ledgers(existing_journal(settings), settings):
@@ -63,7 +63,7 @@ def retire(ctx: click.Context, window: str, reason: str, actor: str | None) -> N
     from datetime import UTC, datetime
 
     from assets.windows.clock import parse_window
-    from pipelines.reading import journal_and_task
+    from pipelines.journals import journal_and_task
 
     settings = settings_from(ctx)
     try:

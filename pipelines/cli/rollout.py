@@ -25,7 +25,7 @@ def rollout() -> None:
 
 
 def _desk(ctx: click.Context) -> ReleaseDesk:
-    from pipelines.reading import journal_and_task
+    from pipelines.journals import journal_and_task
     from pipelines.release_desk import ReleaseDesk
 
     settings = settings_from(ctx)

@@ -25,16 +25,19 @@ def status(ctx: click.Context, as_json: bool) -> None:
 
 def collect(ctx: click.Context) -> dict[str, Any]:
     """The figures of the status, by name."""
+    from models.retention import by_regime, retention_told
     from monitoring.alarms import open_alarms
     from pipelines.attempts import newest_failure
     from pipelines.cli.privacy import spent
-    from pipelines.reading import journal_and_task, read_board, read_lineage
+    from pipelines.journals import journal_and_task
+    from pipelines.reading import read_board, read_lineage
 
     settings = settings_from(ctx)
     journal, task = journal_and_task(settings)
     board, lineage = read_board(journal, task), read_lineage(journal, task)
     finished = [entry for entry in journal.read(f"window/{task}") if entry.kind == "window.finished"]
     canary = board.canary
+    newest = by_regime(list(lineage.versions.values())[-1]["retention"]) if lineage.versions else {}
     alarms, failure = open_alarms(journal, task), newest_failure(journal, task)
     return {
         "task": task,
@@ -42,6 +45,7 @@ def collect(ctx: click.Context) -> dict[str, Any]:
         "canary": f"{canary.version} at {canary.weight:.0%} ({canary.state.value})" if canary else None,
         "lineage_head": lineage.head or None,
         "versions": len(lineage.versions),
+        "retention": "; ".join(retention_told(regime, figures) for regime, figures in newest.items()) or None,
         "windows": len(finished),
         "newest_window": finished[-1].body["window"] if finished else None,
         "failing_window": f"{failure['window']}: {failure['error']} (tried again {failure['next'][:19]}Z)" if failure else None,

@@ -23,8 +23,9 @@ GRACE_SECONDS = 20.0  # the gateway drains its recorder when it is told to stop
 def up(ctx: click.Context) -> None:
     """Start everything this installation needs, and stop it with Ctrl-C. Exit code 1 when a part ends by itself."""
     from monitoring.verdict import lint
+    from pipelines.journals import journal_and_task
     from pipelines.opening import create_topics, open_stream
-    from pipelines.reading import journal_and_task, read_lineage
+    from pipelines.reading import read_lineage
 
     settings = settings_from(ctx)
     journal, task = journal_and_task(settings)

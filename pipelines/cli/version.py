@@ -18,8 +18,10 @@ def version() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
-    """One line a version: parent, windows, state of its release."""
-    from pipelines.reading import journal_and_task, read_board, read_lineage
+    """One line a version: parent, windows, state of its release; what it keeps of each regime."""
+    from models.retention import by_regime, retention_told
+    from pipelines.journals import journal_and_task
+    from pipelines.reading import read_board, read_lineage
 
     journal, task = journal_and_task(settings_from(ctx))
     lineage, board = read_lineage(journal, task), read_board(journal, task)
@@ -27,11 +29,17 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         rollout = board.rollouts.get(name)
         state = rollout.state.value if rollout else f"blocked: {body['blocked']}"
         state += " (stable)" if board.stable == name else ""
-        row = {"version": name, "parent": body["parent"], "windows": len(body["windows"]), "state": state}
+        kept = by_regime(body.get("retention"))
+        row = {
+            "version": name, "parent": body["parent"], "windows": len(body["windows"]), "state": state,
+            "retention": {regime: {key: figures.get(key) for key in ("value", "bound")} for regime, figures in kept.items()},
+        }  # fmt: skip
         if as_json:
             click.echo(json.dumps(row))
         else:
             click.echo(f"{name}  from {row['parent']}  {row['windows']} windows up to {body['window']}  {state}")
+            for regime, figures in kept.items():
+                click.echo(f"                  keeps of {retention_told(regime, figures)}")
 
 
 @version.command()
@@ -43,7 +51,8 @@ def show(ctx: click.Context, name: str) -> None:
 
     from models.task import load_task
     from models.version import open_version
-    from pipelines.reading import journal_and_task, read_lineage
+    from pipelines.journals import journal_and_task
+    from pipelines.reading import read_lineage
     from security.keys import public_key
 
     settings = settings_from(ctx)

@@ -1,7 +1,8 @@
-"""`headgate run-window W`, `worker`, `window list|show|verify|accept-gap`: run windows and look at sealed ones."""
+"""`headgate run-window W`, `worker`, `window list|show|verify|admit|accept-gap`: run windows and look at sealed ones."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import signal
@@ -59,7 +60,7 @@ def worker(ctx: click.Context, once: bool, servers: str | None) -> None:
 
 @click.group()
 def window() -> None:
-    """List, show and verify sealed windows; go on without lost records."""
+    """List, show and verify sealed windows; let in one that was held back; go on without lost records."""
 
 
 @window.command("list")
@@ -67,7 +68,7 @@ def window() -> None:
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
     """One line a sealed window: rows by topic, rejects, examples, label coverage."""
-    from pipelines.reading import journal_and_task
+    from pipelines.journals import journal_and_task
 
     journal, task = journal_and_task(settings_from(ctx))
     bodies = [entry for entry in journal.read(f"window/{task}") if entry.kind in ("window.sealed", "examples.joined")]
@@ -94,7 +95,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def show(ctx: click.Context, window_name: str, as_json: bool) -> None:
     """Everything the journal says of WINDOW: offset ranges, files with hashes, rejects, examples, evidence, drift."""
-    from pipelines.reading import journal_and_task
+    from pipelines.journals import journal_and_task
 
     journal, task = journal_and_task(settings_from(ctx))
     found = {
@@ -140,6 +141,29 @@ def verify(ctx: click.Context, window_name: str, deep: bool, as_json: bool) -> N
     if not as_json:
         rest = "what is left of the log is as sealed, and the files" if "gone" in states else "as sealed"
         click.echo(f"window {window_name}: {rest}")
+
+
+@window.command()
+@click.argument("window_name", metavar="WINDOW")
+@click.option("--reason", required=True, help="Goes into the journal.")
+@click.option("--actor", default=None, help="Who. [default: the system's user]")
+@click.pass_context
+def admit(ctx: click.Context, window_name: str, reason: str, actor: str | None) -> None:
+    """Let updates learn from WINDOW, which was held back because it looks planted. From it on, it is what is usual.
+
+    It cannot be taken back; `headgate privacy retire` still keeps updates from it. Acknowledges its alarm.
+    """
+    from assets.screening import NotHeldBack
+    from assets.screening import admit as let_in
+    from pipelines.opening import opened
+
+    who = actor or getpass.getuser()
+    with opened(settings_from(ctx), actor=who) as workspace:
+        try:
+            let_in(workspace, window_name, reason=reason, actor=who)
+        except (NotHeldBack, ValueError) as error:
+            raise click.ClickException(str(error)) from error
+    click.echo(f"window {window_name} is admitted: the next update that is due learns from it")
 
 
 window.add_command(accept_gap)

@@ -53,7 +53,8 @@ def _sealed(sealed: _Body) -> Iterator[str]:
 def _joined(joined: _Body) -> Iterator[str]:
     coverage = "no event was mature" if joined["coverage"] is None else f"{joined['coverage']:.1%} of them labelled"
     unknown = f", {joined['unknown']} unknown (their labels may be lost)" if joined.get("unknown") else ""
-    yield f"examples    {joined['examples']} of {joined['events_matured']} mature events, {coverage}{unknown}"
+    golden = f", {joined['golden']} golden (never learnt from)" if joined.get("golden") else ""
+    yield f"examples    {joined['examples']} of {joined['events_matured']} mature events, {coverage}{unknown}{golden}"
     lag = joined["lag_seconds"]
     if lag["p50"] is not None:
         yield "label lag   " + "  ".join(f"{name} {seconds:,.0f} s" for name, seconds in lag.items())

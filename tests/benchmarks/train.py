@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -29,10 +30,10 @@ from torch import nn
 
 from models.adapters import lora
 from models.config import AdapterConfig
-from models.private import noise
 from models.private.clipping import Clipping, PerExampleGradients
 from models.private.one_backward import OneBackward
-from security.randomness import KeyStream
+from models.private.private_sgd import PrivateStep, flattened
+from security.privacy import Reservation
 from tests.benchmarks import ROOT, result, show
 from tests.benchmarks.peers import peak_mb
 
@@ -122,16 +123,15 @@ def plain(kind: type[torch.optim.Optimizer]) -> Callable[[nn.Module, torch.Tenso
 
 def private(source: type[Clipping]) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], Step]:
     def made(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Step:
-        gradients, stream = source(Problem(), module).__enter__(), KeyStream()  # type: ignore[arg-type]
-        weights = torch.nn.utils.parameters_to_vector(gradients.parameters.values()).detach().double()
+        gradients = source(Problem(), module).__enter__()  # type: ignore[arg-type]
+        law = Reservation("bench", ("w",), SIGMA, 1.0, 1, CLIP, math.inf, 1.0, expected_batch=len(y))
+        noised, used = PrivateStep(gradients, law), flattened(gradients.parameters)
+        weights = used.double().numpy()
 
         def step() -> None:
-            batch = torch.from_numpy(noise.poisson_sample(stream, len(y), 1.0))
-            found = gradients.clipped_sum((x[batch],), y[batch], CLIP)
-            noised = found.total + SIGMA * CLIP * noise.gaussian(stream, gradients.size)
-            weights.sub_(torch.from_numpy(noised), alpha=RATE / len(y))
-            with torch.no_grad():
-                torch.nn.utils.vector_to_parameters(weights.float(), gradients.parameters.values())
+            nonlocal weights
+            weights -= RATE * noised((x,), y).gradient
+            used.copy_(torch.from_numpy(weights))
 
         return step
 

@@ -22,8 +22,9 @@ import pytest
 
 DAYS = 5
 SEED = 20130603
-# What a child counts, and how far: every write, journal transactions, those of lineage and privacy (few, and costly).
-KILLS = (("all", 90), ("journal", 14), ("update", 8))
+# What a child counts, and how far: every write, journal transactions, those of lineage and privacy (few, and costly), and
+# records of a private update's progress, one for each of its 32 steps.
+KILLS = (("all", 90), ("journal", 14), ("update", 8), ("steps", 60))
 
 
 def run_killed(seed, folder, seconds):
@@ -67,13 +68,13 @@ def main(folder, seed, seconds):
     twin.journal.close()
     twin.log.close()
     for number in itertools.count():
-        if time.monotonic() - began > seconds and number:
+        if time.monotonic() - began > seconds and kills >= 10:
             break
         place, private = folder / f"w{number}", number % 3 != 2
         assert _forked(lambda p=place, q=private: _new(p, private=q).log.close(), folder) == 0
         code = -signal.SIGKILL
         for _ in range(200):
-            what, most = random_.choice(KILLS)
+            what, most = random_.choice(KILLS if private else KILLS[:-1])
             at = random_.randrange(2, most)
             code = _forked(lambda p=place, q=private, a=at, w=what: _killed(p, q, a, w), folder)
             kills += code == -signal.SIGKILL
@@ -152,6 +153,9 @@ def _die_at(number: int, what: str) -> None:
     def about_updates(_journal, drafts, *_rest):
         return any(draft.stream.startswith(("privacy/", "lineage/")) for draft in drafts)
 
+    if what == "steps":
+        os.pwrite = fatal(os.pwrite)
+        return
     if what == "update":
         Journal.append_all = fatal(Journal.append_all, about_updates)  # type: ignore[method-assign]
     else:
@@ -215,12 +219,15 @@ def _lineage_faults(world, lineage, charges) -> list[str]:
                 faults.append(f"{name} was not charged for what it covers: {charge}")
             elif charge.state != ("committed" if trained else "crashed"):
                 faults.append(f"{name} is {body['kind']}, its charge {charge.state}")
+            elif trained and charge.taken != body["report"]["steps"] + body["report"]["lost_steps"]:
+                faults.append(f"{name} took {charge.taken} steps, its report says {body['report']}")
     if charges is not None and set(charges) - set(lineage.updates):
         faults.append(f"charged, and nobody says what became of it: {set(charges) - set(lineage.updates)}")
     if len(covered) != len(set(covered)):
         faults.append(f"a window in two updates: {covered}")
     if sorted(covered) != [world.window(day) for day in range(4)]:
         faults.append(f"windows in updates: {sorted(covered)}")
+    faults += [f"left behind: {path.name}" for path in world.folder.glob("store/*/vault/progress-*")]
     heads = {world.workspace.board().head} - set(lineage.versions) - {lineage.registered_base()["version"]}
     return faults + [f"unknown head {head}" for head in heads]
 
