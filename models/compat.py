@@ -59,8 +59,8 @@ REFUSALS = (
             "set it to 1 and spread examples instead"),
     Refusal("gradient_compression", _is("int8"), "gradients would be rounded before the noise, which changes what the clip "
             "bounds", "use \"none\", or round after the noise"),
-    Refusal("early_stop_on", _is("window"), "the step at which training stops would tell of the private records",
-            "use \"public\": stop on declared history, or after a fixed number of steps"),
+    Refusal("early_stop_patience", _over(0), "the step at which training stops would tell of the private records",
+            "set it to 0; the number of steps is chosen before a record is read"),
     Refusal("tuned_on", _is("window"), "each trial is a query on the window that nobody paid for",
             "use \"public\": choose clip, rates and features on declared history"),
     Refusal("sort_across_batches", _is(True), "a record's batch would depend on the other records, and the accountant assumes "

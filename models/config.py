@@ -122,13 +122,15 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     checkpoint_modules: tuple[str, ...] = ()
     sort_by_length: bool = False
+    early_stop_patience: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[training] {name} = {getattr(self, name)} < 1: set it to at least 1")
-        if self.warmup_steps < 0:
-            raise ValueError(f"[training] warmup_steps = {self.warmup_steps} < 0: set it to at least 0")
+        for name in ("warmup_steps", "early_stop_patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"[training] {name} = {getattr(self, name)} < 0: set it to at least 0")
         given = () if self.learning_rate == "auto" else ("learning_rate",)
         for name in (*given, "min_learning_rate", "lr_decay"):
             if not 0.0 <= getattr(self, name) < float("inf"):

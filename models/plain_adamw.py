@@ -16,6 +16,7 @@ from models import gradient_flow, guard, memory
 from models.adapters import lora
 from models.compat import TrainingRefused
 from models.config import UpdateConfig
+from models.early_stop import EarlyStop
 from models.gradient_flow import GradientFlow
 from models.logical_batch import LogicalBatch
 from models.precision import LEAST_SCALE
@@ -38,15 +39,17 @@ def run(
     parameters = lora.trainable(module)
     flow = GradientFlow(parameters)
     group = setting.batch_size * setting.gradient_accumulation_steps
-    per_epoch = math.ceil(len(truth) / group)
+    order = torch.Generator().manual_seed(seed)
+    stop = EarlyStop(task, module, parts, truth, setting.early_stop_patience, order)
+    rows = stop.rows
+    per_epoch = math.ceil(len(rows) / group)
     optimizer = adamw(setting.optimizer, parameters.values(), setting.rate(config.update_number))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warm_cosine(step, setting.warmup_steps, per_epoch * setting.max_epochs))
-    order = torch.Generator().manual_seed(seed)
     for _ in range(setting.max_epochs):
         total, largest = 0.0, 0.0
-        for rows in torch.split(torch.randperm(len(truth), generator=order), group):
-            loss = batch.backward(rows)
+        for some in torch.split(rows[torch.randperm(len(rows), generator=order)], group):
+            loss = batch.backward(some)
             batch.scaler.unscale_(optimizer)
             norms = flow.norms()
             norm, total = gradient_flow.total(norms), total + loss
@@ -59,11 +62,14 @@ def run(
             schedule.step()
             flow.note(norms)
             largest, gathered.steps = max(largest, norm), gathered.steps + 1
-        gathered.losses.append(total / len(truth))
+        gathered.losses.append(total / len(rows))
         gathered.norms.append(largest)
         flow.end_epoch()
+        if stop.epoch_ended():
+            break
+    stop.restore()
     module.cpu()
-    gathered.seen, gathered.layer_norms = setting.max_epochs * len(truth), flow.epochs
+    gathered.seen, gathered.layer_norms = len(gathered.losses) * len(rows), flow.epochs
     gathered.precision, gathered.rung, gathered.rungs_down = batch.format, str(batch.ladder.rung), batch.ladder.steps
     return gathered
 

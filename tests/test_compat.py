@@ -41,8 +41,8 @@ SENTENCES = [
      "clips too little; set it to 1 and spread examples instead"),
     ({"gradient_compression": "int8"}, "gradient_compression 'int8' given with privacy on: gradients would be rounded before "
      "the noise, which changes what the clip bounds; use \"none\", or round after the noise"),
-    ({"early_stop_on": "window"}, "early_stop_on 'window' given with privacy on: the step at which training stops would tell "
-     "of the private records; use \"public\": stop on declared history, or after a fixed number of steps"),
+    ({"early_stop_patience": 2}, "[training] early_stop_patience = 2 given with privacy on: the step at which training stops "
+     "would tell of the private records; set it to 0; the number of steps is chosen before a record is read"),
     ({"tuned_on": "window"}, "tuned_on 'window' given with privacy on: each trial is a query on the window that nobody paid "
      "for; use \"public\": choose clip, rates and features on declared history"),
     ({"sort_across_batches": True}, "sort_across_batches true given with privacy on: a record's batch would depend on the "
@@ -68,7 +68,7 @@ def test_every_row_of_the_table_has_its_sentence_here():
 
 def test_the_defaults_are_refused_by_nothing():
     harmless = {"seed": None, "loss": "single", "replay_rows": 0, "tensor_parallel": 1,
-                "early_stop_on": "public", "tuned_on": "public"}  # fmt: skip
+                "tuned_on": "public"}  # fmt: skip
     assert refused(TrainingConfig(), True, **harmless) is None
 
 

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from models import base
+from models.adapters import lora
 from models.class_balance import class_shares
 from models.compat import TrainingRefused
 from models.config import AdapterConfig, GuardConfig, TrainingConfig, UpdateConfig
+from models.early_stop import EarlyStop
 from models.guard import UpdateInterrupted
 from models.plain_adamw import warm_cosine
 from models.training import Update, train
 from tests.encoders import Counting, sentences
 from tests.tasks import TwoBlobs, columns
+from tests.updates import attached, batch
 
 W = "2013-03-04T08:00Z"
 TASK = TwoBlobs()
@@ -79,6 +82,29 @@ def test_the_rate_warms_up_falls_as_a_cosine_and_decays_from_update_to_update():
     assert factors[20] == pytest.approx(0.0) and factors[4:] == sorted(factors[4:], reverse=True)
     setting = TrainingConfig(learning_rate=1e-2, lr_decay=0.5, min_learning_rate=2e-3)
     assert [setting.rate(k) for k in range(4)] == [1e-2, 5e-3, 2.5e-3, 2e-3]
+
+
+def test_training_stops_when_a_held_out_tenth_is_answered_no_better(trained):
+    chance = WINDOW | {"y": np.random.default_rng(3).integers(0, 2, len(WINDOW["y"])).astype(WINDOW["y"].dtype)}
+    patient = replace(PLAIN, training=TrainingConfig(max_epochs=12, batch_size=16, learning_rate=1e-2, early_stop_patience=1))
+    one, two = (train(TASK, trained, None, chance, None, patient, W, seed=1).report for _ in range(2))
+    assert 1 < len(one.losses) < 12 and one.adapter_digest == two.adapter_digest
+    rows = len(chance["y"])
+    assert one.steps == len(one.losses) * math.ceil((rows - rows // 10) / 16)
+
+
+def test_the_weights_of_the_best_epoch_are_kept(trained):
+    module, (parts, truth) = attached(trained), batch(200)
+    stop = EarlyStop(TASK, module, parts, truth, 2, torch.Generator().manual_seed(1))
+    weights, started = list(lora.trainable(module).values()), lora.extract(module)
+    assert len(stop.rows) == 180 and not stop.epoch_ended()
+    for worse, ended in ((5.0, False), (math.nan, True)):
+        with torch.no_grad():
+            weights[-1].add_(torch.tensor([worse] * weights[-1].numel()).view_as(weights[-1]))
+            weights[-1].mul_(-1)
+        assert stop.epoch_ended() == ended
+    stop.restore()
+    assert all(np.array_equal(value, started[name]) for name, value in lora.extract(module).items())
 
 
 def test_no_examples_without_privacy_is_refused(trained):
