@@ -20,7 +20,7 @@ from monitoring import alarms, evidence, metrics
 from monitoring.evidence import Evidence
 from monitoring.metrics import Sample
 from monitoring.verdict import judge
-from security.accounting import Law, epsilon
+from security.accounting import Law, epsilon, epsilon_of_mu_squared, mu_squared
 from security.journal import Entry, Journal
 
 if TYPE_CHECKING:
@@ -33,12 +33,16 @@ ROOMS = ("window", "lineage", "rollout", "routing", "alarm")
 
 @dataclass
 class _State:
-    """The fold: newest values and counts by (metric, labels after `task`), and what the gate's figures need."""
+    """The fold: newest values and counts by (metric, labels after `task`), and what the gate's figures need.
+
+    metered: mu^2 spent on each metered window (`security/accounting.py`).
+    """
 
     values: dict[tuple[str, ...], float] = field(default_factory=dict)
     board: Board = field(default_factory=Board)
     evidence: Evidence = field(default_factory=Evidence)
     alarms: alarms.Alarms = field(default_factory=dict)
+    metered: dict[str, float] = field(default_factory=dict)
 
     def put(self, value: Any, name: str, *labels: str) -> None:
         """The newest value; None (not measured) takes the old one away."""
@@ -112,9 +116,16 @@ def _scored(state: _State, body: Mapping[str, Any]) -> None:
 
 
 def _reserved(state: _State, body: Mapping[str, Any]) -> None:
-    # The ledger refuses a second charge for an event, so the largest single charge is what any event can have spent.
-    name, law = "headgate_epsilon_per_event", Law(body["sampling_rate"], body["noise_multiplier"], body["steps"])
-    state.put(max(epsilon((law,), body["delta"]), state.values.get((name,), 0.0)), name)
+    """A sealed window is charged once, so that the largest charge is what any of its events can have spent; those of a metered
+    one add up."""
+    name, law = "headgate_epsilon_per_event", Law(*(body[field] for field in Law._fields if field in body))
+    if body.get("metered"):
+        for window in body["windows"]:
+            state.metered[window] = state.metered.get(window, 0.0) + mu_squared([law])
+        spent = epsilon_of_mu_squared(max(state.metered[window] for window in body["windows"]), body["delta"])
+    else:
+        spent = epsilon((law,), body["delta"])
+    state.put(max(spent, state.values.get((name,), 0.0)), name)
 
 
 READERS: Mapping[str, Callable[[_State, Mapping[str, Any]], None]] = {

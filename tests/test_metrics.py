@@ -20,6 +20,7 @@ from monitoring import evidence, metrics
 from monitoring.alarms import KINDS, raise_alarm
 from monitoring.collector import PipelineFigures, registry_of
 from monitoring.drift import DriftConfig, build_reference, test_window
+from security.accounting import epsilon_of_mu_squared
 from security.journal import Draft, Journal, stamp
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -106,6 +107,15 @@ def test_an_update_shows_its_loss_norm_and_what_any_event_has_spent(journal):
     assert found["headgate_gradient_norm",] == 9.5 and found["headgate_training_loss",] == 0.51
     assert found["headgate_epsilon_per_event",] == pytest.approx(0.5, abs=0.01)
     assert found["headgate_updates_total", "trained"] == found["headgate_updates_total", "skipped"] == 1
+
+
+def test_what_a_metered_window_has_spent_adds_up(journal):
+    law = {"sampling_rate": 1.0, "noise_multiplier": 20.0, "steps": 1, "m_max": 1, "delta": 1e-5, "metered": True}
+    spent = []
+    for windows in (["a"], ["b"], ["a", "c"], ["a"]):
+        _append(journal, "privacy/cluster/topic", "RESERVE", {"task": "flights", "windows": windows, **law})
+        spent.append(_figures(journal)["headgate_epsilon_per_event",])
+    assert spent == pytest.approx([epsilon_of_mu_squared(times / 400, 1e-5) for times in (1, 1, 2, 3)])
 
 
 def test_drift_shows_the_newest_window_and_counts_what_could_not_be_tested(journal):
