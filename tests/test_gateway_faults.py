@@ -269,6 +269,7 @@ def test_sigterm_drains_the_recorder_and_ends_with_exit_code_0(world: World):
         path = world.folder / "var" / "broker" / "embedded.db"
         wait_until(path.exists)
         with closing(sqlite3.connect(path, timeout=5.0, isolation_level=None)) as holder:
+            wait_until(lambda: holder.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'topics'").fetchone()[0])
             wait_until(lambda: holder.execute("SELECT COUNT(*) FROM topics").fetchone()[0])
             holder.execute("BEGIN IMMEDIATE")  # the log takes nothing while the gateway is told to end
             asked += [ask(client).json()["prediction_id"] for _ in range(100)]
