@@ -39,7 +39,7 @@ NOTHING = "a private update takes plain SGD steps on batches drawn by [privacy] 
 
 REFUSALS = (
     Refusal("precision", _is("fp16"), "gradients would be clipped at their scaled size, and a step skipped on overflow tells "
-            "of a record (Opacus' update came out 4 times too large)", "use \"auto\" or \"fp32\""),
+            "of a record (Opacus' update came out 4 times too large)", "use \"auto\", \"bf16\" or \"fp32\""),
     Refusal("precision_by_hooks", _is("bf16"), "a layer of this adapter is only known to Opacus' hooks, which are not built "
             "for bfloat16", "set [training] precision to \"auto\" or \"fp32\""),
     Refusal("optimizer", _is("adamw8bit"), NOTHING, "use \"adamw\", which privacy replaces by SGD"),

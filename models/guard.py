@@ -99,6 +99,14 @@ def check_finite(not_finite: int, what: str, window: str) -> Finding | None:
                    f"window {window}: update interrupted, nothing released; see docs/alarms.md#non-finite")
 
 
+def check_losses(lost: int, window: str) -> Finding | None:
+    """Finding when examples had a finite loss before the update and have none after it."""
+    if not lost:
+        return None
+    return Finding("non_finite", float(lost), 0.0, f"{lost} examples > 0 allowed have no finite loss any more after the "
+                   f"update in window {window}: this version is never released; see docs/alarms.md#non-finite")
+
+
 def check_weight_change(delta: float, what: str, window: str) -> Finding | None:
     """Finding when training moved nothing: private training that silently changes nothing is a known failure."""
     if delta > 0.0:
@@ -120,7 +128,7 @@ def check_loss_change(before: float, after: float, limit: float, window: str) ->
     if abs(change) <= limit:
         return None
     return Finding("loss_change", change, limit, f"loss change {change:+.3g} beyond max_loss_change {limit:g} (loss "
-                   f"{before:.4g} -> {after:.4g}) in window {window}: release blocked until a person clears it; "
+                   f"{before:.4g} -> {after:.4g}) in window {window}: this version is never released, the next may be; "
                    "see docs/alarms.md#loss-change")
 
 

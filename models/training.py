@@ -22,10 +22,11 @@ from torch import nn
 from models import base as bases
 from models import compat, compute, guard, plain_adamw
 from models.adapters import lora
+from models.checkpointing import blocks
 from models.class_balance import class_shares
 from models.compat import TrainingRefused
 from models.config import UpdateConfig
-from models.private import private_sgd
+from models.private import one_backward, private_sgd
 from models.progress import Progress
 from models.report import Run, UpdateReport
 from models.task import Columns, Task
@@ -109,6 +110,18 @@ def train(
 def _base_changed(base: bytes, window: str) -> bases.BaseChanged:
     return bases.BaseChanged(f"base {bases.digest(base)[:8]} changed during the update of window {window}: nothing released; "
                              "does forward() write to a buffer of the module?")
+
+
+def check(task: Task, base: bytes, config: UpdateConfig, *, private: bool) -> None:
+    """Raise what `train` would raise for these settings on this base, before anything is charged or read; a millisecond."""
+    compat.refuse(config.training, private)
+    with compute.one_thread(), torch.random.fork_rng(devices=[]):
+        module = bases.build(task, base)
+        lora.attach(module, config.adapter, lora.first_draw(base))
+        if private:
+            one_backward.gradients(task, module, config.training)
+        else:
+            blocks(module, config.training.checkpoint_modules)
 
 
 def _refuse(reservation: Reservation | None, rows: int, seed: int | None, config: UpdateConfig) -> None:
@@ -247,8 +260,8 @@ def _figures(
     delta, size, noise = moved
     old = float(before[both].mean()) if both.any() else None
     now = float(after[both].mean()) if both.any() else None
-    change, blocking = None, None
-    if old is not None and now is not None:
+    change, blocking = None, guard.check_losses(int((np.isfinite(before) & ~np.isfinite(after)).sum()), window)
+    if blocking is None and old is not None and now is not None:
         change = guard.loss_change(old, now)
         blocking = guard.check_loss_change(old, now, limits.max_loss_change, window)
     sizes, turns = ([one[key] for one in earlier[-HISTORY:] if one.get(key) is not None]

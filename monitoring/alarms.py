@@ -45,7 +45,7 @@ _TABLE = (
     Kind("gradient_norm", "critical", "the gradient norm of an update passed its limit",
          "look at the window's rejects and drift, then train again or raise [guard] max_gradient_norm"),
     Kind("loss_change", "warning", "the loss of an update moved too far from its parent's",
-         "compare the window with the one before; clear the version or let it stay blocked"),
+         "compare the window with the one before; the version stays blocked, a real change comes again with the next update"),
     Kind("non_finite", "critical", "a loss, gradient or weight was NaN or infinite",
          "look for NaN or extreme values in the window's features; lower the learning rate"),
     Kind("no_weight_change", "warning", "an update ended with the weights it began with",

@@ -5,9 +5,12 @@ It reads the journal, asks the pure rules and appends what they return; it holds
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
+
+from numpy.typing import ArrayLike
 
 from assets.windows.clock import WindowPolicy
 from models import release_verbs
@@ -15,6 +18,7 @@ from models.release_board import Board
 from models.release_policy import RolloutPolicy, Verdicts
 from models.rollout import Decision, Rollout, explain
 from models.rollout_state import State
+from monitoring import off_policy
 from monitoring.verdict import judge
 from pipelines.reading import read_board, read_evidence
 from security.journal import Draft, Journal
@@ -58,6 +62,32 @@ class ReleaseDesk:
         """Where it is, why, and what the next step waits for."""
         free = board.canary is None or board.canary.version == rollout.version
         return explain(rollout, self.verdicts(rollout, board), self.policy, self.clock(), free)
+
+    def rank(self, log: Mapping[str, ArrayLike]) -> list[off_policy.Ranked]:
+        """Versions without traffic, and stable beside them, by what they would have earned on a log of decisions, (n,) each.
+
+        Columns: `reward` (more is better), `propensity`, for each version its probability of the logged action, named like
+        it; for doubly robust figures `expected` (reward a model expects of that action) and `<version> expected` (of what
+        the version would do). It reads only. ValueError for a log without what it takes.
+        """
+        board = self.board()
+        waiting = [one.version for one in board.in_states(State.QUEUED, State.PREPARING, State.SHADOW)]
+        named = [version for version in waiting if version in log]
+        if not named:
+            raise ValueError(f"the log has a column for none of the versions that wait: {', '.join(waiting) or 'none does'}")
+        if board.stable is not None and board.stable in log:
+            named.append(board.stable)
+        wanted = ["reward", "propensity", *(f"{version} expected" for version in named if "expected" in log)]
+        missing = [name for name in wanted if name not in log]
+        if missing:
+            names = ", ".join(map(repr, missing))
+            raise ValueError(f"the log has no column {names}: its columns are in docs/release-statistics.md#off-policy")
+        weighed = {}
+        for version in named:
+            model = (log["expected"], log[f"{version} expected"]) if "expected" in log else None
+            weighed[version] = off_policy.weigh(log["reward"], log[version], log["propensity"], model=model)
+        unknown = [off_policy.Ranked(v, 0.0, refusal="the log has no column for it") for v in waiting if v not in log]
+        return off_policy.rank(weighed) + unknown
 
     def act(self, verb: Verb, version: str, *, actor: str, reason: str, full: bool = False) -> list[Decision]:
         """Carry out a verb; the entries it made. Raises VerbRefused, and Conflict when somebody decided meanwhile."""

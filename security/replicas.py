@@ -70,9 +70,10 @@ class Replicas:
             connection.execute(sa.delete(_replicas).where(gone))
 
     def live(self, task: str, now: datetime, lease: timedelta = LEASE) -> list[Replica]:
-        """Replicas of the task that were seen within `lease` before `now`, by name."""
+        """Replicas of the task that were seen within `lease` of `now`, by name."""
         query = sa.select(_replicas.c.replica, _replicas.c.epoch, _replicas.c.seen).where(
-            _replicas.c.task == task, _replicas.c.seen > stamp(now - lease)
+            # a word from the future is of a clock that was wrong: it would count for as long as that clock was ahead
+            _replicas.c.task == task, _replicas.c.seen > stamp(now - lease), _replicas.c.seen < stamp(now + lease)
         )
         with _reachable(), self._engine.begin() as connection:
             rows = connection.execute(query.order_by(_replicas.c.replica)).all()

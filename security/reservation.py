@@ -68,6 +68,11 @@ class Reservation:
     spare: int = 0
 
     @property
+    def noise_in_weights(self) -> float:
+        """Standard deviation of what all steps at learning rate 1 add to each weight; from public figures alone."""
+        return self.noise_multiplier * self.max_grad_norm / self.expected_batch * math.sqrt(self.steps)
+
+    @property
     def reserved(self) -> int:
         """Steps that are paid for: no more may ever be taken, over all attempts."""
         return self.steps + self.spare

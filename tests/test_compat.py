@@ -15,8 +15,8 @@ from pipelines.settings import SettingsError, make_settings
 KEYS = {entry.name for entry in fields(TrainingConfig)}
 SENTENCES = [
     ({"precision": "fp16"}, "[training] precision = 'fp16' given with privacy on: gradients would be clipped at their scaled "
-     "size, and a step skipped on overflow tells of a record (Opacus' update came out 4 times too large); use \"auto\" or "
-     "\"fp32\""),
+     "size, and a step skipped on overflow tells of a record (Opacus' update came out 4 times too large); use \"auto\", "
+     "\"bf16\" or \"fp32\""),
     ({"precision_by_hooks": "bf16"}, "precision_by_hooks 'bf16' given with privacy on: a layer of this adapter is only known "
      "to Opacus' hooks, which are not built for bfloat16; set [training] precision to \"auto\" or \"fp32\""),
     ({"optimizer": "adamw8bit"}, "[training] optimizer = 'adamw8bit' given with privacy on: a private update takes plain SGD "

@@ -237,6 +237,35 @@ def test_a_forward_pass_in_bfloat16_is_clipped_in_float32(kind):
     assert max(np.linalg.norm(one) for one in alone) <= clip
 
 
+@pytest.mark.parametrize("layer", ["linear", "embedding"])
+def test_positions_that_cancel_hide_no_gradient_from_the_clip(layer):
+    """A weighted difference of two equal positions: its norm, 4e-4 of its parts', is lost in float32, its sum is not."""
+
+    class Difference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(64, 64, bias=False) if layer == "linear" else nn.Embedding(9, 64)
+            self.head = nn.Linear(64, 1, bias=False)
+
+        def forward(self, x, weights):
+            return (self.head(self.first(x)).squeeze(-1) * weights).sum(dim=1)
+
+    class Linear(Problem):
+        def loss(self, output, target):
+            return output - target
+
+    module = Difference().eval().requires_grad_(False)
+    lora.attach(module, AdapterConfig(r=4, target_modules=(), modules_to_save=("first",)))
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, 1, 64, generator=draw).repeat(1, 2, 1) if layer == "linear" else torch.tensor([[3, 3]])
+        weights = 1e4 * torch.tensor([[1.0, -1.0 + 4e-4 * float(torch.rand(1, generator=draw))]])
+        with gradients(Linear(), module) as one:
+            for clip in (0.1, 1.0, 10.0):
+                found = one.clipped_sum((x, weights), torch.zeros(1), clip)
+                assert np.linalg.norm(found.total) <= clip and found.clipped == 1
+
+
 def test_what_only_the_hooks_know_is_neither_halved_nor_computed_twice():
     class Normed(Tokens):
         saved = ("head", "norm")

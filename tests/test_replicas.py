@@ -28,6 +28,11 @@ def test_the_last_word_of_each_replica_counts(replicas):
     assert replicas.live("flights", after(2)) == [Replica("a", 1, NOW), Replica("b", 2, after(1))]
 
 
+def test_a_word_from_the_future_keeps_nobody_alive(replicas):
+    replicas.acknowledge("flights", "ahead", 1, after(400 * 24 * 3600))
+    assert replicas.live("flights", NOW) == []
+
+
 def test_an_epoch_is_acknowledged_when_no_live_replica_lags(replicas):
     replicas.acknowledge("flights", "a", 3, NOW)
     replicas.acknowledge("flights", "b", 2, NOW)

@@ -128,6 +128,32 @@ def test_what_no_longer_fits_is_lost_and_says_why(tmp_path, monkeypatch, change)
     assert charges(world)[1].state == "crashed" and not left_over(world)
 
 
+def test_an_update_whose_privacy_was_turned_off_meanwhile_is_lost_and_never_passes_for_private(tmp_path, monkeypatch):
+    """Trained plainly under the same number, it would have been released with the epsilon of its charge."""
+    world = killed_world(tmp_path, monkeypatch)
+    world.publish(4)
+    private = world.workspace.policies
+    world.workspace.policies = replace(private, privacy=replace(private.privacy, enabled=False))
+    body = run_window(world.window(1), world.workspace).steps["adapter"]
+    assert body["kind"] == "crash" and "privacy was turned off since" in body["message"] and not left_over(world)
+    world.again()
+    world.workspace.policies = private
+    for day in (2, 3):
+        run_window(world.window(day), world.workspace)
+    assert [charge.state for charge in charges(world)] == ["committed", "crashed", "committed", "committed"]
+    assert all(not release["not_charged"] for release in ledger_of(world.workspace, world.window(3)).summary()["releases"])
+
+
+def test_settings_that_do_not_fit_the_base_are_refused_before_anything_is_charged(tmp_path):
+    world = make_world(tmp_path, update={"every": "1d", "min_examples": 200})
+    world.publish(1)
+    policies = world.workspace.policies
+    world.workspace.policies = replace(policies, training=replace(policies.training, checkpoint_modules=("nope",)))
+    with pytest.raises(ValueError, match=r"checkpoint_modules 'nope' matches no module"):
+        run_window(world.window(0), world.workspace)
+    assert ledger_of(world.workspace, world.window(0)).charges() == []
+
+
 def test_two_machines_that_go_on_at_the_same_moment_both_stand_back(tmp_path):
     world = make_world(tmp_path)
     place = (world.workspace, "blobs/000001")

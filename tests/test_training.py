@@ -117,6 +117,21 @@ def test_an_update_of_noise_at_its_own_rate_is_no_larger_than_the_noise_may_be(t
     assert report.findings == () and report.weight_delta > 0.1
 
 
+def test_a_private_rate_decays_by_twenty_at_least_whatever_the_floor(trained):
+    setting = UpdateConfig().training
+    assert setting.rate(10_000, noise=200.0) == pytest.approx(0.01 / 200 / 20)
+    assert setting.rate(10_000) == setting.min_learning_rate
+    with pytest.raises(ValueError, match=r"lr_decay = 1.5 > 1"):
+        TrainingConfig(lr_decay=1.5)
+
+
+def test_a_loss_that_is_lost_blocks_the_release(trained):
+    """An update that throws the weights far away leaves losses that are no number."""
+    far = UpdateConfig(ADAPTER, TrainingConfig(learning_rate=1e30), GuardConfig(1e30, 1e30, 1e30, 1e30))
+    report = train(TASK, trained, None, WINDOW, law(800), far, W).report
+    assert report.blocked == "non_finite" and "no finite loss any more" in report.finding
+
+
 def test_the_divisor_is_the_public_count_not_the_realised_batch(trained):
     """Twice the declared count, half the step: noise cancels to a thousandth because it is made tiny."""
     quiet = {"noise_multiplier": 1e-3, "sampling_rate": 1.0, "steps": 1}

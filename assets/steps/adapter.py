@@ -108,6 +108,18 @@ def ledger_of(workspace: Workspace, window: str) -> Ledger | None:
     return Ledger(workspace.journal, decided.cluster_id, topic_id, workspace.policies.privacy)
 
 
+def _ledger_about(workspace: Workspace, window: str, update: str) -> Ledger | None:
+    """The ledger, also where privacy was turned off after it had charged this update: its number and its windows are spent."""
+    if workspace.policies.privacy.enabled:
+        return ledger_of(workspace, window)
+    decided = find_cut(workspace.history.refresh(), window)
+    if decided is None:
+        return None
+    policy, topic = replace(workspace.policies.privacy, enabled=True), decided.topics[workspace.topics.labels].topic_id
+    ledger = Ledger(workspace.journal, decided.cluster_id, topic, policy)
+    return ledger if any(charge.update == update for charge in ledger.charges()) else None
+
+
 def _pending(window: str, workspace: Workspace, lineage: Lineage, ledger: Ledger | None) -> list[Pending]:
     """Windows up to this one that no update has settled, nobody has retired and nothing holds back, oldest first.
 
@@ -134,11 +146,17 @@ def _skip(window: str, workspace: Workspace, reason: str) -> Mapping[str, Any]:
 
 
 def _update(job: Job) -> Mapping[str, Any]:
+    from models.training import check
+
     workspace = job.workspace
     if job.ledger is not None and (charge := job.charge()) is not None:
         return _go_on(job, job.ledger, charge)
+    spent = replace(job, ledger=_ledger_about(workspace, job.window, job.name)).charge() if job.ledger is None else None
+    if spent is not None:
+        return _lost(job, spent, "privacy was turned off since")
     _check_tested(workspace, job.due.windows)
     base, parent = workspace.base, workspace.parent(job.lineage.head)  # what can be refused is refused before it costs
+    check(workspace.task, base, job.config, private=job.ledger is not None)
     with training_lease.hold(workspace, job.name, locked=job.ledger is not None):
         try:
             reservation, keep = _reserve(job)
@@ -284,15 +302,15 @@ def _conclude(workspace: Workspace, told: Mapping[str, Any]) -> None:
 
     The entry comes first. It is compared with the lineage, so of two processes one decides what became of the update.
     """
-    ledger = ledger_of(workspace, told["window"])
+    ledger = _ledger_about(workspace, told["window"], told["update"])
     reservation = ledger.open_reservation(told["update"]) if ledger is not None else None
     trained, actor, now = told["kind"] == "update.trained", workspace.actor, workspace.now()
-    if ledger is not None and reservation is not None and trained:
+    if ledger is not None and reservation is not None and trained and told["report"]["epsilon"] is not None:
         steps = told["report"]["steps"] + told["report"].get("lost_steps", 0)  # those in flight when a process died are spent
         ledger.settle(reservation, steps=steps, artefact=told["vault_sha256"], actor=actor, at=now)
     elif ledger is not None and reservation is not None:
         # the ledger is for outsiders: the kind of end, and not the message, which has figures of private records
-        ledger.crashed(told["update"], reason=str(told["cause"]), actor=actor, at=now)
+        ledger.crashed(told["update"], reason=str(told["cause"] or "trained without privacy"), actor=actor, at=now)
     if ledger is not None:
         forget(workspace, told["update"])
     if not trained:

@@ -7,7 +7,6 @@ knows neither ledger nor parent, and cannot be seeded.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -121,8 +120,7 @@ def run(
 
 def rate_of(config: UpdateConfig, law: Reservation) -> float:
     """The learning rate of this update; from public figures alone."""
-    noise = law.noise_multiplier * law.max_grad_norm / law.expected_batch * math.sqrt(law.steps)
-    return config.training.rate(config.update_number, noise)
+    return config.training.rate(config.update_number, law.noise_in_weights)
 
 
 def _note(run: Run, found: clipping.ClippedSum, norm: float, layers: Mapping[str, float]) -> None:

@@ -6,11 +6,12 @@ import getpass
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli import settings_from
+from pipelines.cli import rollout_checks, settings_from
 
 if TYPE_CHECKING:
     from models.rollout import Rollout
@@ -112,6 +113,32 @@ def explain(ctx: click.Context, version: str | None) -> None:
     click.echo(desk.explain(_named(desk, version), desk.board()))
 
 
+@rollout.command()
+@click.argument("log", type=click.Path(exists=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_context
+def rank(ctx: click.Context, log: str, as_json: bool) -> None:
+    """Order versions without traffic by LOG, a Parquet file of decisions drawn with known probability. Writes nothing."""
+    import pyarrow.parquet as pq
+
+    desk = _desk(ctx)
+    try:
+        table = pq.read_table(log)
+        found = desk.rank({name: table.column(name).to_numpy() for name in table.column_names})
+    except ValueError as error:  # what is wrong with the file, by Arrow's word or by ours
+        raise click.ClickException(f"{log}: {error}") from error
+    stable = desk.board().stable
+    for one in found:
+        if as_json:
+            click.echo(json.dumps(asdict(one)))
+            continue
+        figures = [f"{text} {e.value:.4g} ({e.low:.4g}, {e.high:.4g})" for text, e in
+                   (("clipped SNIPS", one.snips), ("doubly robust", one.robust)) if e]  # fmt: skip
+        figures.append(f"effective sample {one.effective:.0f}" if figures else f"no figure: {one.refusal}")
+        click.echo(f"{one.name}{' (stable)' if one.name == stable else ''}  {'  '.join(figures)}")
+    click.echo("an order to try them in, which is no evidence: nothing was written", err=True)
+
+
 def _verb(name: str, text: str, *, full: bool = False) -> None:
     """A command for one verb; all take a version, a reason and who is asking."""
 
@@ -145,3 +172,6 @@ _verb("abort", "Weight 0 at once; descendants are withdrawn.")
 _verb("pause", "Go no further until resumed; guardrails and the harm test work on.")
 _verb("resume", "Take back a pause.")
 _verb("approve", "Consent as a second person.")
+
+for _check in (rollout_checks.lint, rollout_checks.simulate, rollout_checks.verify):
+    rollout.add_command(_check)
