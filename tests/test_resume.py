@@ -13,6 +13,7 @@ from assets.steps.adapter import Job, ledger_of
 from assets.training_lease import hold, refuse_held
 from assets.windows.clock import NotDue
 from models.guard import Finding, UpdateInterrupted
+from pipelines.cli.status import open_update
 from pipelines.run_window import run_window
 from security.journal import Draft
 from tests.deaths import Deaths, Killed
@@ -46,6 +47,8 @@ def left_over(world):
 def test_the_ledger_hears_of_every_step_begun_and_the_checkpoint_goes(tmp_path, monkeypatch):
     world = killed_world(tmp_path, monkeypatch)
     assert len(left_over(world)) == 2
+    said = open_update([ledger_of(world.workspace, world.window(1))], "blobs")
+    assert said and said.startswith("blobs/000002, reserved ") and open_update([], "blobs") is None
     body = run_window(world.window(1), world.workspace).steps["adapter"]
     first, second = charges(world)
     assert (body["report"]["steps"], body["report"]["lost_steps"], body["report"]["attempts"]) == (STEPS, 1, 2)

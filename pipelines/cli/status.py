@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.cli import settings_from
+
+if TYPE_CHECKING:
+    from security.privacy import Ledger
 
 
 @click.command()
@@ -23,12 +27,21 @@ def status(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"{key.replace('_', ' '):<16} {'-' if value is None else value}")
 
 
+def open_update(books: Iterable[Ledger], task: str) -> str | None:
+    """The task's update that is paid for and has no result yet: it is being trained, or its process died."""
+    waiting = [charge for ledger in books for charge in ledger.charges() if (charge.task, charge.state) == (task, "open")]
+    if not waiting:
+        return None
+    newest = waiting[-1]
+    return f"{newest.update}, reserved {newest.at:%Y-%m-%dT%H:%M:%S}Z: being trained, or its window's next run goes on with it"
+
+
 def collect(ctx: click.Context) -> dict[str, Any]:
     """The figures of the status, by name."""
     from models.retention import by_regime, retention_told
     from monitoring.alarms import open_alarms
     from pipelines.attempts import newest_failure
-    from pipelines.cli.privacy import spent
+    from pipelines.cli.privacy import ledgers, spent
     from pipelines.journals import journal_and_task
     from pipelines.reading import read_board, read_lineage
 
@@ -49,6 +62,7 @@ def collect(ctx: click.Context) -> dict[str, Any]:
         "windows": len(finished),
         "newest_window": finished[-1].body["window"] if finished else None,
         "failing_window": f"{failure['window']}: {failure['error']} (tried again {failure['next'][:19]}Z)" if failure else None,
+        "open_update": open_update(ledgers(journal, settings), task),
         "epsilon": spent(journal, settings, lineage),
         "open_alarms": len(alarms),
         "newest_alarm": alarms[0].message if alarms else None,
