@@ -13,7 +13,7 @@ import numpy as np
 from assets.windows import store
 from assets.workspace import Workspace
 from models import release
-from models.poisoning import public_ranges
+from models.poisoning import class_columns, public_ranges
 from models.rollout import Decision, Stream
 from monitoring.drift import build_reference
 
@@ -46,7 +46,8 @@ def train_and_register(workspace: Workspace, *, epochs: int = 2) -> dict[str, An
         "rows": len(next(iter(columns.values()))),
         "max_grad_norm": clip,
         "reference": _reference(workspace, columns),
-        "ranges": public_ranges(columns, [*workspace.task.event.names, *workspace.task.label.names]),
+        "ranges": public_ranges(columns, _ranged(workspace.task)),
+        "classes": class_columns(columns, [name for name in workspace.task.label.names if name != "event_id"]),
         "parent": None,
     }
     first = [Decision(Stream.LINEAGE, "base.registered", body), *release.found(version, workspace.now())]
@@ -63,6 +64,12 @@ def _history(workspace: Workspace) -> dict[str, np.ndarray]:
             "events with their labels; the base, the clip and the drift reference come from it"
         )
     return dict(history())
+
+
+def _ranged(task: Any) -> list[str]:
+    """Fields of event and label that may have a range: not ids, and not the time, which always goes on."""
+    without = {"event_id", task.subject, getattr(task, "event_time", None)}
+    return [name for name in (*task.event.names, *task.label.names) if name not in without]
 
 
 def _reference(workspace: Workspace, columns: dict[str, np.ndarray]) -> str:

@@ -77,13 +77,15 @@ def admit(workspace: Workspace, window: str, *, reason: str, actor: str) -> Entr
 
 
 def ranges(workspace: Workspace) -> dict[str, Range]:
-    """By column, what a record may say and count: what the task declares in `ranges`, else that of its public history, widened.
+    """By column, what a record may say and count: what the task declares in `ranges`, else that of its public history, widened
+    where it is no class.
 
     {} for a base that was registered without.
     """
-    taken = workspace.lineage().registered_base().get("ranges", {})
+    base = workspace.lineage().registered_base()
+    taken, classes = base.get("ranges", {}), base.get("classes", ())
     declared: Mapping[str, Range] = getattr(workspace.task, "ranges", {})
-    return {**poisoning.widened(taken, workspace.policies.poisoning.range_margin), **declared}
+    return {**poisoning.widened(taken, workspace.policies.poisoning.range_margin, classes), **declared}
 
 
 def _figures(window: str, workspace: Workspace) -> Figures:

@@ -54,27 +54,46 @@ class Figures:
 
 
 def public_ranges(columns: Columns, names: Iterable[str]) -> dict[str, list[float]]:
-    """Range of each numeric column of public history that is named and has a finite value."""
+    """Range of each numeric column of public history that is named and has two finite values that differ.
+
+    A column that is constant in history tells nothing of what else it may say.
+    """
     found = {}
     for name in names:
         if name in columns and np.asarray(columns[name]).dtype.kind in "iuf":
             values = np.asarray(columns[name], np.float64)
             values = values[np.isfinite(values)]
-            if values.size:
+            if values.size and values.min() < values.max():
                 found[name] = [float(values.min()), float(values.max())]
     return found
 
 
-def widened(ranges: Mapping[str, Range], margin: float) -> dict[str, tuple[float, float]]:
-    """Each range with `margin` of its width added on both sides."""
-    return {name: (low - margin * (high - low), high + margin * (high - low)) for name, (low, high) in ranges.items()}
+def class_columns(columns: Columns, names: Iterable[str]) -> list[str]:
+    """Those of the named columns that are numbers of classes: whole, and at most CLASSES of them in public history."""
+    found = []
+    for name in names:
+        values = np.asarray(columns.get(name, ()))
+        values = np.unique(values[np.isfinite(values)]) if values.dtype.kind in "iuf" else values[:0]
+        if 0 < len(values) <= CLASSES and not np.any(values % 1):
+            found.append(name)
+    return found
+
+
+def widened(ranges: Mapping[str, Range], margin: float, exact: Iterable[str] = ()) -> dict[str, tuple[float, float]]:
+    """Each range with `margin` of its width added on both sides; as it is for those in `exact`: a class beyond those of
+    history is one that the loss does not know."""
+    added = {name: 0.0 if name in exact else margin * (high - low) for name, (low, high) in ranges.items()}
+    return {name: (low - added[name], high + added[name]) for name, (low, high) in ranges.items()}
 
 
 def outside(columns: Columns, ranges: Mapping[str, Range]) -> dict[str, np.ndarray]:
-    """By column, which records lie outside its range, bool (n,). NaN is a missing value, infinity lies outside."""
+    """By column, which records lie outside its range, bool (n,). NaN is a missing value, infinity lies outside.
+
+    What is no number (text, time stamps, lists of different length) has no range.
+    """
     found: dict[str, np.ndarray] = {}
     for name, (low, high) in ranges.items():
-        if name in columns:
+        if name in columns and np.asarray(columns[name]).dtype.kind in "biuf":
             values = np.asarray(columns[name], np.float64)
             beyond = (values < low) | (values > high) | np.isinf(values)
             found[name] = np.asarray(beyond.any(axis=tuple(range(1, beyond.ndim))))
@@ -134,8 +153,8 @@ def _finding(figure: float, limit: float, said: str, window: str) -> Finding:
 
 
 def _null(now: Figures, limits: PoisoningConfig, window: str) -> Finding | None:
-    if now.null <= limits.max_null_share * now.records + SPARE:
-        return None
+    if not now.null or (now.null <= limits.max_null_share * now.records + SPARE and now.null < now.records):
+        return None  # a window with nothing else is told also when it is small
     share = now.null / now.records
     return _finding(share, limits.max_null_share, f"{now.null} of {now.records} records ({share:.1%}) lie outside the range of "
                     f"public history, most often in {now.worst!r}, beyond max_null_share {limits.max_null_share:g}", window)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -108,8 +109,8 @@ def _module(spec: str, name: str) -> Any:
         # `error.name` is the part that is absent: ours (or a parent of it), or something the user's module imports.
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise TaskError(
-                f"task {spec!r}: no module {error.name!r} on the import path; start from the folder that holds it with "
-                f"PYTHONPATH=., or install its package (pip install -e .)"
+                f"task {spec!r}: no module {error.name!r} on the import path; start from the folder that holds it, "
+                f"or install its package (pip install -e .)"
             ) from error
         raise TaskError(f"task {spec!r}: importing {name!r} needs module {error.name!r}; install it") from error
     except Exception as error:
@@ -139,4 +140,36 @@ def _faults(task: Any) -> list[str]:
     unknown = [name for name in (*task.label_derived, *filter(None, [task.subject])) if name not in events]
     if unknown:
         faults.append(f"subject or label_derived names {', '.join(unknown)}, not a field of event")
+    return faults if faults else _range_faults(task)
+
+
+def _range_faults(task: Any) -> list[str]:
+    """What is wrong with the `ranges` a task declares; its schemas are sound."""
+    declared = getattr(task, "ranges", {})
+    if not isinstance(declared, Mapping):
+        return [f"ranges {declared!r} must be {{field: (lowest, highest)}}"]
+    types = {field.name: field.type for side in (task.event, task.label) for field in side}
+    faults = []
+    for name, pair in declared.items():
+        if name not in types or not _numeric(types[name]):
+            what = f"a field of {types[name]}" if name in types else "no field of event or label"
+            faults.append(f"ranges names {name!r}, {what}: name a field of numbers, or leave it out")
+        elif not _is_range(pair):
+            faults.append(f"ranges[{name!r}] = {pair!r} must be two finite numbers, (lowest, highest), the first the smaller")
     return faults
+
+
+def _numeric(kind: Any) -> bool:
+    """Whether a field of this type, or what its lists hold, is a number."""
+    from pyarrow import types
+
+    held = kind.value_type if types.is_fixed_size_list(kind) else kind
+    return bool(types.is_integer(held) or types.is_floating(held) or types.is_boolean(held))
+
+
+def _is_range(pair: Any) -> bool:
+    try:
+        low, high = (float(value) for value in pair)
+    except (TypeError, ValueError):
+        return False
+    return math.isfinite(low) and math.isfinite(high) and low < high

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from models import compute
+from models.config import PoisoningConfig
 from models.conformance import FEW, Broken, Case, Rule, arrays, first_difference
 from models.golden import golden_sets
+from models.poisoning import SPARE, outside, public_ranges, widened
 from models.retention import correct, size_told
 
 EXTREMES = (1e6, 1e9)  # an output times this: a bounded loss is as large at both
@@ -73,6 +75,29 @@ def watched(case: Case) -> str:
     if unknown := [name for name in named if name not in case.task.event.names]:
         raise Broken(f"monitored or event_time names {unknown[0]!r}, no field of event: correct the name")
     return f"{len(named)} named" if named else "all plain fields"
+
+
+def in_range(case: Case) -> str:
+    """Fields stay where history has them: one that grows with time makes every record of later windows count as null."""
+    user: Any = case.task
+    limits, columns = PoisoningConfig(), dict(user.history())
+    own = {"event_id", user.subject, getattr(user, "event_time", None), *getattr(user, "ranges", {})}
+    rows = compute.row_count(columns)
+    cut = rows - rows // 10
+    before, last = ({name: np.asarray(c)[part] for name, c in columns.items()} for part in (slice(cut), slice(cut, None)))
+    taken = public_ranges(before, [name for name in user.event.names if name not in own])
+    most = limits.max_null_share * (rows - cut) + SPARE  # as for a window
+    grown = [name for name, beyond in outside(last, taken).items() if beyond.sum() > most]
+    cure = "a field that grows with time: declare it in `ranges`, or leave it out"
+    null = outside(last, widened(taken, limits.range_margin))
+    if far := [name for name, beyond in null.items() if beyond.sum() > most]:
+        raise Broken(
+            f"{', '.join(far)}: {null[far[0]].mean():.0%} of the last tenth of history would count as null by the range of the "
+            f"first nine, [poisoning] range_margin {limits.range_margin:g}: {cure}"
+        )
+    if grown:
+        return f"{', '.join(grown)}: the last tenth of history lies beyond the first nine, within range_margin; if it is {cure}"
+    return f"{len(taken)} fields stay where history has them"
 
 
 def label_derived(case: Case) -> str:
@@ -225,6 +250,7 @@ RULES = (
     Rule("history", history),
     Rule("label-derived columns", label_derived),
     Rule("watched columns", watched),
+    Rule("fields in range", in_range, ("history",)),
     Rule("encode repeats", encode_repeats),
     Rule("encode row-wise", encode_row_wise, ("encode repeats",)),
     Rule("encode reads events only", encode_event_only, ("encode repeats",)),

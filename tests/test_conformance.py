@@ -45,6 +45,20 @@ class Misnamed(Sound):
     monitored = ("x9",)
 
 
+class Leaps(Sound):
+    """The last tenth of its history lies elsewhere in x3."""
+
+    def history(self):
+        rows = super().history()
+        return rows | {"x3": rows["x3"] + 50.0 * (np.arange(2000) >= 1800)}
+
+
+class Grows(Sound):
+    def history(self):
+        rows = super().history()
+        return rows | {"x3": rows["x3"] + np.arange(2000) / 50}
+
+
 class Draws(Sound):
     def encode(self, columns):
         x = super().encode(columns)
@@ -218,6 +232,7 @@ CASES = [
     (Without, {}, "history", "add history()"),
     (Derived, {}, "label-derived columns", "label_derived_public"),
     (Misnamed, {}, "watched columns", "'x9'"),
+    (Leaps, {}, "fields in range", "x3: 100% of the last tenth .* declare it in `ranges`, or leave it out"),
     (Draws, {}, "encode repeats", "no random draw"),
     (Centred, {}, "encode row-wise", "alone is encoded differently"),
     (Peeks, {}, "encode reads events only", "without the label columns"),
@@ -247,6 +262,14 @@ def test_a_broken_task_fails_the_rule_it_breaks_and_no_other(task, settings, rul
     assert list(found) == [rule], found
     with pytest.raises(AssertionError, match=cure):
         raise AssertionError(found[rule])
+
+
+def test_a_field_that_grows_is_named_until_its_range_is_declared():
+    grows, leaps = Grows(), Leaps()
+    case = Case(check(grows, "g"), *schema_rules.rows_of(grows))
+    assert task_rules.in_range(case).startswith("x3: the last tenth of history lies beyond the first nine")
+    grows.ranges = leaps.ranges = {"x3": (-10, 1e6)}
+    assert task_rules.in_range(case) == task_rules.in_range(replace(case, task=leaps)) == "3 fields stay where history has them"
 
 
 def test_every_rule_can_fail():

@@ -1,7 +1,8 @@
 """Step `evidence`: score the versions under test on the window's examples, before anything is trained on them.
 
 Stable and candidate answer the same examples. Requests by arm come from the sealed predictions. What is written are sums
-and counts; what follows from them is for the release rules. Examples whose life touches an accepted gap do not count.
+and counts; what follows from them is for the release rules. Examples whose life touches an accepted gap do not count, and
+those outside the ranges a record must keep are not scored: what they say, a loss may not even know.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from assets.screening import ranges
 from assets.steps.rollout import verified
 from assets.windows.clock import window_bounds
 from assets.windows.columns import columns_of
 from assets.windows.gap import touched
 from assets.windows.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
+from models.poisoning import null_records
 from monitoring import evidence as sums
 
 
@@ -28,13 +31,16 @@ def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
         return known
     board = workspace.board()
     table = workspace.examples(window)
-    columns = columns_of(table)
+    everything = columns_of(table)
+    fit = ~null_records(everything, ranges(workspace))
+    columns = {name: column[fit] for name, column in everything.items()}
     joined = workspace.body("examples.joined", window) or {}
     losses = _losses(workspace, columns, [version for pair in board.pairs() for version in pair])
     comparable = [pair for pair in board.pairs() if set(pair) <= set(losses)]  # a refused version is no evidence
     policy, grid = workspace.policies.rollout, workspace.policies.window
-    matured = columns["_matured"].astype("datetime64[ms]").astype(np.int64)
+    matured = everything["_matured"].astype("datetime64[ms]").astype(np.int64)
     sound, void = _without_gaps(workspace, window, matured)
+    matured, sound = matured[fit], sound[fit]
     pairs = {
         (candidate, stable): sums.score(
             losses[stable][sound], losses[candidate][sound], matured[sound], policy.block, sums.milliseconds(grid.start)
