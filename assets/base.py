@@ -25,9 +25,12 @@ class HistoryMissing(Exception):
 def train_and_register(workspace: Workspace, *, epochs: int = 2) -> dict[str, Any]:
     """Train the base on the task's public history, store it, journal it, and make it the stable version.
 
-    Returns the body of `base.registered`. A base that is registered already is returned as it is.
+    Returns the body of `base.registered`; `fit` says how well labels go with its answers (`models/label_fit.py`). A base that
+    is registered already is returned as it is.
     """
     from models.base import auto_clip, digest, train_base
+    from models.label_fit import label_fit
+    from models.predictor import Predictor
 
     known = workspace.lineage().base
     if known is not None:
@@ -35,6 +38,7 @@ def train_and_register(workspace: Workspace, *, epochs: int = 2) -> dict[str, An
     columns = _history(workspace)
     state = train_base(workspace.task, columns, epochs=epochs)
     clip = auto_clip(workspace.task, state, columns, workspace.policies.adapter)
+    loss, fit = label_fit(Predictor(workspace.task, state, None, workspace.policies.adapter), columns)
     name = digest(state)
     path = f"{workspace.task.name}/bases/{name}.safetensors"
     store.put(workspace.store, path, state)
@@ -45,6 +49,8 @@ def train_and_register(workspace: Workspace, *, epochs: int = 2) -> dict[str, An
         "path": path,
         "rows": len(next(iter(columns.values()))),
         "max_grad_norm": clip,
+        "loss": loss,
+        "fit": fit,
         "reference": _reference(workspace, columns),
         "ranges": public_ranges(columns, _ranged(workspace.task)),
         "classes": class_columns(columns, [name for name in workspace.task.label.names if name != "event_id"]),

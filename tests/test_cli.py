@@ -20,6 +20,7 @@ import pytest
 
 from monitoring.alarms import raise_alarm
 from pipelines.cli import COMMANDS, main
+from pipelines.cli.base import WEAK, weakness
 from pipelines.run_window import run_window
 from security.journal import Draft, Journal
 from tests.worlds import EVENTS_A_DAY, make_world
@@ -103,6 +104,9 @@ def test_a_newcomer_makes_keys_a_base_and_a_window(tmp_path, monkeypatch, headga
     (tmp_path / "headgate.toml").write_text("\n".join(lines))
     base = headgate("base", "train", "--epochs", "1", "--json")
     assert base.json["version"].startswith("base-") and base.json["rows"] == 2000
+    assert 0 < base.json["fit"] < WEAK, "one epoch is little"
+    assert "% under that of shuffled labels (< 5%), so that turned labels will not be noticed" in headgate("base", "train").err
+    assert weakness({"fit": 0.2, "loss": 0.5}) is None and weakness({}) is None, "and one from before has no such figure"
     assert headgate("base", "train").out.startswith(base.json["version"]), "the second time names the one that is there"
     assert (tmp_path / "var/broker/embedded.db").exists()
     status = headgate("status", "--json").json

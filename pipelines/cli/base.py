@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from pipelines.cli import settings_from
+
+WEAK = 0.05  # of the loss of shuffled labels
 
 
 @click.group()
@@ -31,3 +35,14 @@ def train(ctx: click.Context, epochs: int, as_json: bool) -> None:
         click.echo(json.dumps(body))
     else:
         click.echo(f"{body['version']}  {body['rows']} rows  clip {body['max_grad_norm']:.2f}  {body['path']}")
+        if weak := weakness(body):
+            click.echo(weak, err=True)
+
+
+def weakness(body: Mapping[str, Any]) -> str | None:
+    """What to know of a base that hardly does better than answers dealt out at random; None for one that does."""
+    fit = body.get("fit")
+    if fit is None or fit >= WEAK:
+        return None
+    return (f"this base knows little: its loss on history, {body['loss']:.4g}, is {fit:.1%} under that of shuffled labels "
+            f"(< {WEAK:.0%}), so that turned labels will not be noticed. Train longer (--epochs), or look at encode and build")
