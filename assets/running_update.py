@@ -75,7 +75,7 @@ def _facts(lineage: Lineage, reservation: Reservation, config: UpdateConfig) -> 
         "parent": head,
         "parent's weights": "none" if head == base["version"] else lineage.versions[head]["vault_sha256"][:16],
         "[training] learning_rate": config.training.learning_rate,
-        "learning rate": config.training.rate(config.update_number, reservation.noise_in_weights),
+        "learning rate": config.training.rate(config.update_number, reservation.noise_in_weights(reservation.steps)),
         **{f"[adapter] {name}": list(value) if isinstance(value, tuple) else value
            for name, value in asdict(config.adapter).items()},
     }  # fmt: skip

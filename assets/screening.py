@@ -108,9 +108,11 @@ def _figures(window: str, workspace: Workspace) -> Figures:
 
 def _null(columns: Columns, allowed: Mapping[str, Range]) -> tuple[np.ndarray, str | None]:
     """Which records count as null, and the column that most of them are null by."""
-    counts = {name: int(beyond.sum()) for name, beyond in poisoning.outside(columns, allowed).items()}
+    beyond = poisoning.outside(columns, allowed)
+    counts = {name: int(one.sum()) for name, one in beyond.items()}
     worst = max(counts, key=counts.__getitem__, default=None)
-    return poisoning.null_records(columns, allowed), worst if worst is not None and counts[worst] else None
+    null = poisoning.any_of(beyond, len(next(iter(columns.values()))))
+    return null, worst if worst is not None and counts[worst] else None
 
 
 def _earlier(history: History, window: str) -> list[Figures]:

@@ -97,6 +97,12 @@ def per_example(losses: torch.Tensor, rows: int, name: str) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def losses(task: Task, output: torch.Tensor, truth: torch.Tensor, name: str = "loss") -> np.ndarray:
+    """`loss` or `gate_loss` of each example, float64 (n,)."""
+    return per_example(getattr(task, name)(output, truth), len(truth), name).double().numpy()
+
+
+@torch.inference_mode()
 def couples_records(task: Task, module: torch.nn.Module, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> bool:
     """Whether the loss of an example depends on the others beside it, seen on a few of n > 0 rows (one row: beside itself).
 

@@ -149,12 +149,12 @@ class TrainingConfig:
         `NOISE_IN_WEIGHTS`, whatever the number of examples, and never lets it stop at a floor near to it: noise adds up over
         updates. A rate that already lies under `min_learning_rate` is taken as it is.
         """
-        if self.learning_rate != "auto":
-            start = self.learning_rate
+        if self.learning_rate == "auto" and noise is not None:
+            start = min(LARGEST_PRIVATE_RATE, NOISE_IN_WEIGHTS / noise)
+            floor = min(self.min_learning_rate, start / DECAYS)
         else:
-            start = PLAIN_RATE if noise is None else min(LARGEST_PRIVATE_RATE, NOISE_IN_WEIGHTS / noise)
-        bounded = noise is not None and self.learning_rate == "auto"
-        floor = min(self.min_learning_rate, start / DECAYS if bounded else start)
+            start = PLAIN_RATE if self.learning_rate == "auto" else self.learning_rate
+            floor = min(self.min_learning_rate, start)
         return max(floor, start * self.lr_decay**update_number)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,12 @@ class Case:
     derived_public: bool = False
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     streamed: tuple[str, ...] = ("event", "label")
+
+    @cached_property
+    def history(self) -> Any:
+        """What the task's `history()` gives, which may take seconds to load."""
+        user: Any = self.task
+        return user.history()
 
     def rows(self, chosen: slice | np.ndarray | list[int]) -> dict[str, np.ndarray]:
         """These rows, copied, so that a task that writes into them spoils nothing."""

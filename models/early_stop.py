@@ -25,7 +25,7 @@ class EarlyStop:
     ) -> None:  # fmt: skip
         self._task, self._module, self.patience = task, module, patience
         self._weights = list(lora.trainable(module).values())
-        self._best, self._least, self._waited = [weight.detach().clone() for weight in self._weights], float("inf"), 0
+        self._best, self._least, self._waited = list[torch.Tensor](), float("inf"), 0
         held = len(truth) // HELD_OUT if patience else 0
         drawn = torch.randperm(len(truth), generator=order) if held else torch.arange(len(truth))
         self.rows, out = drawn[held:], drawn[:held]
@@ -36,8 +36,9 @@ class EarlyStop:
         if not len(self._truth):
             return False
         with torch.inference_mode():
-            parts = tuple(part.to(self._weights[0].device) for part in self._parts)
-            losses = self._task.loss(compute.outputs(self._module, parts), self._truth.to(self._weights[0].device))
+            device = self._weights[0].device
+            parts = tuple(part.to(device) for part in self._parts)
+            losses = self._task.loss(compute.outputs(self._module, parts), self._truth.to(device))
         loss = float(losses.mean())
         if loss < self._least:
             self._least, self._waited = loss, 0
@@ -49,6 +50,6 @@ class EarlyStop:
     @torch.no_grad()
     def restore(self) -> None:
         """The weights of the best epoch; the last ones where nothing was held out."""
-        if self._least < float("inf"):
+        if self._best:
             for weight, best in zip(self._weights, self._best, strict=True):
                 weight.copy_(best)

@@ -43,11 +43,6 @@ def interrupt(finding: Finding | None) -> None:
         raise UpdateInterrupted(finding)
 
 
-def noise_deviation(sigma: float, clip: float, q: float, n: float) -> float:
-    """Standard deviation of the noise on one coordinate of the mean gradient: sigma C / (q N)."""
-    return sigma * clip / (q * n)
-
-
 def denoised_norm(norm: float, dimensions: int, deviation: float) -> float:
     """The norm with the noise's expected share taken out: sqrt(max(0, |g|^2 - d s^2)).
 

@@ -23,18 +23,12 @@ def label_fit(predictor: Predictor, columns: Columns) -> tuple[float | None, flo
     (None, None) without examples of finite loss. Equal columns give equal figures.
     """
     output, truth = predictor.outputs(columns), compute.targets(predictor.task, columns)
-    losses = _losses(predictor, output, truth)
+    losses = compute.losses(predictor.task, output, truth)
     finite = np.isfinite(losses)
     if not finite.any():
         return None, None
     output, truth, draw = output[torch.from_numpy(finite)], truth[torch.from_numpy(finite)], np.random.default_rng(0)
     orders = (torch.from_numpy(draw.permutation(len(truth))) for _ in range(SHUFFLES))
-    shuffled = float(np.mean([_losses(predictor, output, truth[order]).mean() for order in orders]))
+    shuffled = float(np.mean([compute.losses(predictor.task, output, truth[order]).mean() for order in orders]))
     loss = float(losses[finite].mean())
     return loss, 1.0 - loss / shuffled if np.isfinite(shuffled) and shuffled > 0 else None
-
-
-def _losses(predictor: Predictor, output: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
-    with torch.inference_mode():
-        losses: torch.Tensor = predictor.task.loss(output, truth)
-    return compute.per_example(losses, len(truth), "loss").double().numpy()

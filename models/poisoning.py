@@ -102,9 +102,14 @@ def outside(columns: Columns, ranges: Mapping[str, Range]) -> dict[str, np.ndarr
 
 def null_records(columns: Columns, ranges: Mapping[str, Range]) -> np.ndarray:
     """Which records count as null, bool (n,): those with any value outside its range."""
-    null = np.zeros(len(next(iter(columns.values()))), bool)
-    for beyond in outside(columns, ranges).values():
-        null |= beyond
+    return any_of(outside(columns, ranges), len(next(iter(columns.values()))))
+
+
+def any_of(beyond: Mapping[str, np.ndarray], records: int) -> np.ndarray:
+    """Which records are outside by any column, of what `outside` says of so many."""
+    null = np.zeros(records, bool)
+    for one in beyond.values():
+        null |= one
     return null
 
 

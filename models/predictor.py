@@ -69,7 +69,4 @@ class Predictor:
 
     def _per_example(self, columns: Columns, *, gate: bool) -> np.ndarray:
         name = "gate_loss" if gate else "loss"
-        with torch.inference_mode():
-            output, truth = self.outputs(columns), compute.targets(self.task, columns)
-            losses: torch.Tensor = getattr(self.task, name)(output, truth)
-        return compute.per_example(losses, len(truth), name).double().numpy()
+        return compute.losses(self.task, self.outputs(columns), compute.targets(self.task, columns), name)

@@ -101,6 +101,11 @@ def by_regime(told: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
     return {HISTORY: told} if isinstance(told.get("value"), int | float) else dict(told)
 
 
+def newest(versions: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """What the newest of these entries, in order of registration, says by regime; {} before the first."""
+    return by_regime(list(versions.values())[-1]["retention"]) if versions else {}
+
+
 def worst(told: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The figures of the regime that kept least; {} when none was measured."""
     measured = [figures for figures in by_regime(told).values() if figures.get("value") is not None]

@@ -24,13 +24,12 @@ PUBLIC = 16
 
 def history(case: Case) -> str:
     """The base, the clip and the drift reference come from declared-public history."""
-    made = getattr(case.task, "history", None)
-    if made is None:
+    if getattr(case.task, "history", None) is None:
         raise Broken(
             "there is none: add history(), which returns {column: array} of declared-public events with their labels; "
             "`headgate base train` needs it"
         )
-    return f"{_complete(case, made(), 'history()'):,} rows"
+    return f"{_complete(case, case.history, 'history()'):,} rows"
 
 
 def golden(case: Case) -> str:
@@ -80,7 +79,7 @@ def watched(case: Case) -> str:
 def in_range(case: Case) -> str:
     """Fields stay where history has them: one that grows with time makes every record of later windows count as null."""
     user: Any = case.task
-    limits, columns = PoisoningConfig(), dict(user.history())
+    limits, columns = PoisoningConfig(), dict(case.history)
     own = {"event_id", user.subject, getattr(user, "event_time", None), *getattr(user, "ranges", {})}
     rows = compute.row_count(columns)
     cut = rows - rows // 10

@@ -182,9 +182,7 @@ def _losses(task: Task, module: nn.Module, parts: tuple[torch.Tensor, ...], trut
     """Training loss of each example, float64 (n,)."""
     if not len(truth):
         return np.empty(0)
-    with torch.inference_mode():
-        losses: torch.Tensor = task.loss(compute.outputs(module, parts), truth)
-    return compute.per_example(losses, len(truth), "loss").double().numpy()
+    return compute.losses(task, compute.outputs(module, parts), truth)
 
 
 def _check_change(
@@ -225,8 +223,7 @@ def _noise(run: Run, reservation: Reservation | None, config: UpdateConfig) -> f
     """Standard deviation of what privacy's noise did to one weight over all steps of plain SGD."""
     if reservation is None:
         return 0.0
-    step = reservation.noise_multiplier * reservation.max_grad_norm / reservation.expected_batch
-    return private_sgd.rate_of(config, reservation) * math.sqrt(run.steps) * step
+    return private_sgd.rate_of(config, reservation) * reservation.noise_in_weights(run.steps)
 
 
 def _of_run(run: Run) -> dict[str, Any]:

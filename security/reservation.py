@@ -68,9 +68,13 @@ class Reservation:
     spare: int = 0
 
     @property
-    def noise_in_weights(self) -> float:
-        """Standard deviation of what all steps at learning rate 1 add to each weight; from public figures alone."""
-        return self.noise_multiplier * self.max_grad_norm / self.expected_batch * math.sqrt(self.steps)
+    def deviation(self) -> float:
+        """Standard deviation of the noise on one coordinate of a step's mean gradient."""
+        return self.noise_multiplier * self.max_grad_norm / self.expected_batch
+
+    def noise_in_weights(self, steps: int) -> float:
+        """Standard deviation of what so many steps at learning rate 1 add to each weight; from public figures alone."""
+        return self.deviation * math.sqrt(steps)
 
     @property
     def reserved(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from models import guard
+from tests.updates import law
 
 W = "2013-03-04T08:00Z"
 
@@ -33,7 +34,7 @@ def test_the_largest_layer_is_named():
 
 def test_the_raw_norm_of_pure_noise_is_not_taken_for_a_gradient():
     """500 examples, 3,201 parameters, sigma 5.27, C 12: the norm is 57 and says nothing."""
-    deviation = guard.noise_deviation(5.27, 12.0, 1 / 8, 500)
+    deviation = law(500, noise_multiplier=5.27, max_grad_norm=12.0).deviation
     norm = deviation * math.sqrt(3201)
     assert 56 < norm < 58
     assert guard.check_gradient_norm(norm, 10.0, W, dimensions=3201, deviation=deviation) is None

@@ -101,23 +101,27 @@ def ledger_of(workspace: Workspace, window: str) -> Ledger | None:
     """The privacy ledger of the labels topic as the window's cut identifies it; None when privacy is off."""
     if not workspace.policies.privacy.enabled:
         return None
-    decided = find_cut(workspace.history.refresh(), window)
-    if decided is None:
+    ledger = _ledger(workspace, window)
+    if ledger is None:
         raise LookupError(f"window {window} is not cut: run the step `window` first")
-    topic_id = decided.topics[workspace.topics.labels].topic_id
-    return Ledger(workspace.journal, decided.cluster_id, topic_id, workspace.policies.privacy)
+    return ledger
 
 
 def _ledger_about(workspace: Workspace, window: str, update: str) -> Ledger | None:
     """The ledger, also where privacy was turned off after it had charged this update: its number and its windows are spent."""
     if workspace.policies.privacy.enabled:
         return ledger_of(workspace, window)
+    ledger = _ledger(workspace, window)
+    return ledger if ledger is not None and any(charge.update == update for charge in ledger.charges()) else None
+
+
+def _ledger(workspace: Workspace, window: str) -> Ledger | None:
+    """The same whether privacy is on or off; None before the window is cut."""
     decided = find_cut(workspace.history.refresh(), window)
     if decided is None:
         return None
-    policy, topic = replace(workspace.policies.privacy, enabled=True), decided.topics[workspace.topics.labels].topic_id
-    ledger = Ledger(workspace.journal, decided.cluster_id, topic, policy)
-    return ledger if any(charge.update == update for charge in ledger.charges()) else None
+    policy, topic = replace(workspace.policies.privacy, enabled=True), decided.topics[workspace.topics.labels]
+    return Ledger(workspace.journal, decided.cluster_id, topic.topic_id, policy)
 
 
 def _pending(window: str, workspace: Workspace, lineage: Lineage, ledger: Ledger | None) -> list[Pending]:
@@ -149,11 +153,9 @@ def _update(job: Job) -> Mapping[str, Any]:
     from models.training import check
 
     workspace = job.workspace
-    if job.ledger is not None and (charge := job.charge()) is not None:
-        return _go_on(job, job.ledger, charge)
-    spent = replace(job, ledger=_ledger_about(workspace, job.window, job.name)).charge() if job.ledger is None else None
-    if spent is not None:
-        return _lost(job, spent, "privacy was turned off since")
+    charge = replace(job, ledger=job.ledger or _ledger_about(workspace, job.window, job.name)).charge()
+    if charge is not None:
+        return _go_on(job, job.ledger, charge) if job.ledger else _lost(job, charge, "privacy was turned off since")
     _check_tested(workspace, job.due.windows)
     base, parent = workspace.base, workspace.parent(job.lineage.head)  # what can be refused is refused before it costs
     check(workspace.task, base, job.config, private=job.ledger is not None)

@@ -94,7 +94,8 @@ class Clipping(ABC):
             order = lengths.by_length(lengths.mask_of(parts), torch.arange(len(truth)))
             parts, truth = compute.take(parts, order), truth[order]
         bound = clip * (1 - SLACK)
-        total, losses, clipped, not_finite = torch.zeros(0), [np.empty(0, np.float32)], 0, 0
+        total, losses = torch.zeros(self.size, dtype=torch.float64), [np.empty(0, np.float32)]
+        clipped, not_finite = 0, 0
         for some_losses, pieces in self._passes(parts, truth):
             norms = _norms(pieces)
             if not math.isfinite(norms.sum()):
@@ -104,11 +105,10 @@ class Clipping(ABC):
             factors = torch.from_numpy((bound / np.maximum(norms, bound)).astype(np.float32))
             for piece, place in zip(pieces, self._places, strict=True):
                 piece.weighted(factors, place)
-            total = total.add_(self._flat) if len(total) else self._flat.double()
+            total += self._flat
             losses.append(some_losses.numpy())
             clipped += int(np.count_nonzero(norms > clip))
-        summed = total.numpy() if len(total) else np.zeros(self.size)
-        return ClippedSum(summed, np.concatenate(losses), clipped, not_finite)
+        return ClippedSum(total.numpy(), np.concatenate(losses), clipped, not_finite)
 
     def _passes(self, parts: tuple[torch.Tensor, ...], truth: torch.Tensor) -> Iterator[tuple[torch.Tensor, list[Piece]]]:
         for at in range(0, len(truth), self.rung.micro):

@@ -59,7 +59,7 @@ class PrivateStep:
 
     def __init__(self, gradients: Gradients, law: Reservation) -> None:
         self.gradients, self.law, self.stream = gradients, law, KeyStream()
-        self.deviation = law.noise_multiplier * law.max_grad_norm / law.expected_batch
+        self.deviation = law.deviation
         self.ladder = Ladder(gradients.rung)
 
     def __call__(self, parts: Parts, truth: torch.Tensor) -> Noised:
@@ -120,7 +120,7 @@ def run(
 
 def rate_of(config: UpdateConfig, law: Reservation) -> float:
     """The learning rate of this update; from public figures alone."""
-    return config.training.rate(config.update_number, law.noise_in_weights)
+    return config.training.rate(config.update_number, law.noise_in_weights(law.steps))
 
 
 def _note(run: Run, found: clipping.ClippedSum, norm: float, layers: Mapping[str, float]) -> None:

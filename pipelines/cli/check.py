@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,15 +63,14 @@ def _settings(ctx: click.Context, task: str | None) -> Settings:
     return settings_from(ctx)
 
 
-def _measured(settings: Settings, task: str) -> dict[str, Any]:
+def _measured(settings: Settings, task: str) -> Mapping[str, Mapping[str, Any]]:
     """What the newest version of the task kept of each regime; {} without a journal."""
-    from models.retention import by_regime
+    from models.retention import newest
     from pipelines.journals import NoJournal, existing_journal
     from pipelines.reading import read_lineage
     from security.journal import JournalUnreachable
 
     try:
-        versions = list(read_lineage(existing_journal(settings), task).versions.values())
+        return newest(read_lineage(existing_journal(settings), task).versions)
     except (NoJournal, JournalUnreachable):
         return {}
-    return dict(by_regime(versions[-1]["retention"])) if versions else {}

@@ -101,10 +101,11 @@ def _journal(settings: Settings) -> tuple[Journal | None, str]:
     from models.task import load_task
     from pipelines.journals import NoJournal, existing_journal
 
+    task = load_task(settings.task).name
     try:
-        return existing_journal(settings), load_task(settings.task).name
+        return existing_journal(settings), task
     except NoJournal:
-        return None, load_task(settings.task).name
+        return None, task
 
 
 def _circumstances(settings: Settings, journal: Journal | None, task: str) -> Circumstances:
@@ -138,12 +139,11 @@ def _attempts(journal: Journal, task: str) -> float | None:
 def _golden(settings: Settings, journal: Journal | None, task: str) -> list[tuple[bool, bool, str]]:
     """(enough, protected, sentence) of each golden set of the task."""
     from models.golden import golden_sets
-    from models.retention import by_regime, size_told
+    from models.retention import newest, size_told
     from models.task import load_task
     from pipelines.reading import read_lineage
 
-    versions = list(read_lineage(journal, task).versions.values()) if journal else []
-    measured = by_regime(versions[-1]["retention"]) if versions else {}
+    measured = newest(read_lineage(journal, task).versions) if journal else {}
     sizes = {name: len(next(iter(rows.values()))) for name, rows in golden_sets(load_task(settings.task)).items()}
     sizes |= {name: figures.get("rows") or 0 for name, figures in measured.items() if name not in sizes}
     found = []

@@ -38,7 +38,7 @@ def open_update(books: Iterable[Ledger], task: str) -> str | None:
 
 def collect(ctx: click.Context) -> dict[str, Any]:
     """The figures of the status, by name."""
-    from models.retention import by_regime, retention_told
+    from models.retention import newest, retention_told
     from monitoring.alarms import open_alarms
     from pipelines.attempts import newest_failure
     from pipelines.cli.privacy import ledgers, spent
@@ -50,7 +50,6 @@ def collect(ctx: click.Context) -> dict[str, Any]:
     board, lineage = read_board(journal, task), read_lineage(journal, task)
     finished = [entry for entry in journal.read(f"window/{task}") if entry.kind == "window.finished"]
     canary = board.canary
-    newest = by_regime(list(lineage.versions.values())[-1]["retention"]) if lineage.versions else {}
     alarms, failure = open_alarms(journal, task), newest_failure(journal, task)
     return {
         "task": task,
@@ -58,7 +57,7 @@ def collect(ctx: click.Context) -> dict[str, Any]:
         "canary": f"{canary.version} at {canary.weight:.0%} ({canary.state.value})" if canary else None,
         "lineage_head": lineage.head or None,
         "versions": len(lineage.versions),
-        "retention": "; ".join(retention_told(regime, figures) for regime, figures in newest.items()) or None,
+        "retention": "; ".join(retention_told(regime, figures) for regime, figures in newest(lineage.versions).items()) or None,
         "windows": len(finished),
         "newest_window": finished[-1].body["window"] if finished else None,
         "failing_window": f"{failure['window']}: {failure['error']} (tried again {failure['next'][:19]}Z)" if failure else None,

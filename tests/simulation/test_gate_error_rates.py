@@ -6,7 +6,6 @@ the per-event test on clustered losses, must stay wrong: they show that these si
 
 from __future__ import annotations
 
-import json
 from math import sqrt
 
 import numpy as np
@@ -205,22 +204,3 @@ def test_ten_thousand_runs_of_twenty_thousand_records() -> None:
     false, peeked, power, median = record_rates(10_000, 20_000, 50)
     assert false <= 0.0565 and peeked > 0.20
     assert power > 0.99 and median <= 1.1 * 1757
-
-
-def table() -> dict[str, object]:
-    """The figures of docs/release-statistics.md: `python -m tests.simulation.test_gate_error_rates`."""
-    rng, rows = np.random.default_rng(8), {}
-    for gain in (0.02, 0.03, 0.04, 0.05, -0.02, -0.04, -0.10):
-        ends = gate(normal(rng, 10_000, 28, gain), POLICY)
-        name = "promoted" if gain > 0 else "harmed"
-        rows[f"{gain:+.2f}"] = [ends.share("promoted"), ends.share("harmed"), ends.median(name)]
-    nulls = {name: false_rates(name, 10_000, 28, seed=7) for name in NULLS}
-    year = {name: false_rates(name, 10_000, 365, seed=7) for name in NULLS}
-    guards = {f"{risk}": guard_rates(10_000, risk) for risk in (1.0, 1.2, 2.0, 3.0, 5.0, 20.0)}
-    story = np.mean([poisoned_story(seed) for seed in range(200)], axis=0).tolist()
-    return {"nulls_28": nulls, "nulls_365": year, "gains": rows, "clustered": clustered_rates(2000), "guards": guards,
-            "records": record_rates(2000, 20_000, 50), "story_200": story}  # fmt: skip
-
-
-if __name__ == "__main__":
-    print(json.dumps(table(), indent=1))
