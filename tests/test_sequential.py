@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring.sequential import BETS, RELATIVE_RISKS, Betting, attribute, bet, largest_e, path
+from monitoring.sequential import BETS, RELATIVE_RISKS, Attribution, Betting, attribute, bet, largest_e, path
 
 observations = st.lists(st.floats(-1, 1), max_size=40)
 
@@ -33,6 +33,31 @@ def test_the_exact_expectation_under_a_null_is_one(n: int, values: tuple[tuple[F
     assert float(expected) <= 1 + 1e-12
     assert float(expected) == pytest.approx(1)
     assert float(exceeding) <= 0.05
+
+
+@pytest.mark.parametrize("n", [1, 4, 12])
+@pytest.mark.parametrize("worse", [Fraction(0), Fraction(1, 50)])
+def test_right_or_wrong_pairs_at_the_margin_or_below_expect_at_most_one(n: int, worse: Fraction) -> None:
+    """All outcomes of n pairs that differ in 1/10, (D + margin) / (1 + margin), mean at the boundary or below it."""
+    margin = Fraction(1, 100)
+    down, up = (Fraction(1, 10) + margin + worse) / 2, (Fraction(1, 10) - margin - worse) / 2
+    expected = Fraction(0)
+    for ups in range(n + 1):
+        for downs in range(n + 1 - ups):
+            ways = comb(n, ups) * comb(n - ups, downs)
+            d = [1] * ups + [-1] * downs + [0] * (n - ups - downs)
+            figure = bet([float((x + margin) / (1 + margin)) for x in d]).e_value
+            expected += ways * up**ups * down**downs * Fraction(9, 10) ** (n - ups - downs) * Fraction(figure)
+    assert float(expected) == pytest.approx(1) if worse == 0 else float(expected) < 1
+
+
+def test_the_figure_is_the_mean_of_eight_of_a_published_package() -> None:
+    """The package's own bet is larger than its limit at so small an alpha, so that the limit, our bet, is what it bets."""
+    ville = pytest.importorskip("ville", reason="ville is not installed: pip install ville")
+    x = np.random.default_rng(1).uniform(-0.9, 1.0, size=100)
+    published = [ville.BettingTest(0.0, bounds=(-1, 1), alternative="greater", alpha=1e-300, c=b).fit(x) for b in BETS]
+    assert [test.log_e_values_[-1] for test in published] == pytest.approx(list(bet(x).logs), abs=1e-9)
+    assert np.log(np.mean([test.e_values_ for test in published], axis=0)) == pytest.approx(path(x), abs=1e-9)
 
 
 @given(observations, st.randoms(use_true_random=False), st.integers(1, 5))
@@ -98,6 +123,14 @@ def test_seven_canary_errors_where_one_is_expected_are_enough() -> None:
 
 def test_an_incident_in_both_arms_cancels() -> None:
     assert attribute(100, 900, 0.1).e_value < 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.floats(0.01, 0.99)), max_size=8), st.randoms())
+def test_events_in_any_order_and_in_parts_give_the_same_figure(parts: list, random: Random) -> None:
+    whole = sum((attribute(*part) for part in parts), Attribution())
+    single = [attribute(int(k < c), int(k >= c), w) for c, s, w in parts for k in range(c + s)]
+    random.shuffle(single)
+    assert sum(single, Attribution()).logs == pytest.approx(whole.logs, abs=1e-9)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

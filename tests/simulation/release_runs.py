@@ -130,6 +130,6 @@ class Stream:
         """The day the version came into one of these states."""
         for day, decision in self.log:
             body = decision.body
-            if decision.room == "rollout" and body["version"] == version and body["after"]["state"] in states:
+            if decision.room == "rollout" and body.get("version") == version and body["after"]["state"] in states:
                 return day
         return None
