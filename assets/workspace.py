@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from monitoring.tracking import Tracker
 
 CACHED_PREDICTORS = 16
+_EVIDENCE = (evidence.SCORED, evidence.COUNTED)
 FINISHED = "window.finished"  # written when the last step of a window is done: what "next due window" asks for
 
 
@@ -83,7 +84,7 @@ class Workspace:
     def __post_init__(self) -> None:
         self.history = History(self.journal, self.task.name)
         self._lineage = Projection(self.journal, f"lineage/{self.task.name}", Lineage(), fold_lineage)
-        self._evidence = Projection(self.journal, f"window/{self.task.name}", Evidence(), _fold_evidence)
+        self._evidence = Projection(self.journal, f"window/{self.task.name}", Evidence(), _fold_evidence, kinds=_EVIDENCE)
         self._board, self._board_seq, self._board_lengths = Board(), 0, dict[str, int]()
         self._predictors: dict[str, Predictor] = {}
 
@@ -117,8 +118,9 @@ class Workspace:
             self._board = release_board.fold(self._board, entry.kind, entry.body)
         return self._board
 
-    def append_decisions(self, decisions: Sequence[Decision], *, actor: str | None = None) -> None:
-        """Append the board's decisions in one transaction, if no stream of them has moved since `board()`.
+    def append_decisions(self, decisions: Sequence[Decision], *, also: Sequence[Draft] = ()) -> None:
+        """Append the board's decisions in one transaction, and `also` behind them, if no stream of them has moved since
+        `board()`.
 
         Raises Conflict when somebody else decided first: take the board again and decide again.
         """
@@ -127,7 +129,7 @@ class Workspace:
         for decision in decisions:
             stream = f"{decision.room}/{self.task.name}"
             drafts.append(Draft(stream, decision.kind, decision.body, expected=lengths.get(stream, 0)))
-        self.journal.append_all(drafts, actor=actor or self.actor, at=self.now())
+        self.journal.append_all([*drafts, *also], actor=self.actor, at=self.now())
 
     @cached_property
     def base(self) -> bytes:
@@ -219,4 +221,4 @@ class Workspace:
 
 
 def _fold_evidence(state: Evidence, entry: Entry) -> Evidence:
-    return evidence.fold(state, entry.body) if entry.kind == "evidence.scored" else state
+    return evidence.fold_entry(state, entry.kind, entry.body)

@@ -20,6 +20,7 @@ from torch import nn
 
 from models import compute
 from models.config import AdapterConfig, RetentionConfig
+from models.release_policy import RolloutPolicy
 from models.task import Columns, Task
 
 State = Literal["ok", "FAIL", "-"]
@@ -47,6 +48,7 @@ class Case:
     derived_public: bool = False
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     streamed: tuple[str, ...] = ("event", "label")
+    rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
 
     @cached_property
     def history(self) -> Any:

@@ -28,6 +28,7 @@ from models.rollout import Decision, Stream, advance, stop, write
 from models.rollout_state import TRAFFIC, Rollout, State
 from security.journal import stamp
 
+CONVICTED = (State.REJECTED, State.ROLLED_BACK, State.WITHDRAWN, State.ROLLING_BACK)
 GONE = frozenset({State.PROMOTED, State.REJECTED, State.ROLLED_BACK, State.WITHDRAWN})
 
 
@@ -60,9 +61,13 @@ class Draft:
             return
         body = {
             "epoch": board.epoch + 1, "stable": wanted[0], "canary": wanted[1], "weight": wanted[2],
-            "salt": taking.version if taking else "", "rollout": cause, "reason": reason, "clock": stamp(self.now),
+            "salt": taking.salt if taking else "", "rollout": cause, "reason": reason, "clock": stamp(self.now),
         }
         self.add(Decision(Stream.ROUTING, "routing.set", body))
+
+    def next_test(self) -> int:
+        """The number of a test that begins now, among the task's of this calendar year."""
+        return self.board.tests.get(self.now.year, 0) + 1
 
     def move_head(self, head: str, reason: str) -> None:
         if self.board.head != head:
@@ -78,9 +83,16 @@ def found(base: str, now: datetime) -> list[Decision]:
 
 
 def enqueue(
-    board: Board, version: str, number: int, parent: str | None, now: datetime, proposer: str = "pipeline"
+    board: Board,
+    version: str,
+    number: int,
+    parent: str | None,
+    now: datetime,
+    proposer: str = "pipeline",
+    **said: str,
 ) -> list[Decision]:
-    """A new version waits for a slot; one whose ancestor was convicted meanwhile is withdrawn at once."""
+    """A new version waits for a slot; one whose ancestor was convicted meanwhile is withdrawn at once. `said`: further
+    body of the entry, where a person asked for it."""
     if board.stable is None:
         raise ValueError(
             f"{version} cannot be queued: the task has no stable version; write the base's `routing.set` first"
@@ -89,13 +101,21 @@ def enqueue(
         return []
     rollout = Rollout(version, number, parent, board.stable, State.QUEUED, now, now, proposer=proposer)
     draft = Draft(board, now)
-    draft.add(write("rollout.queued", rollout, now, number=number, parent=parent))
-    convicted = (State.REJECTED, State.ROLLED_BACK, State.WITHDRAWN, State.ROLLING_BACK)
-    for ancestor in board.in_states(*convicted):
-        if board.descends(parent, ancestor.version) and ancestor.outcome is not State.EXPIRED:
-            draft.add(*stop(rollout, now, _withdrawal(ancestor), outcome=State.WITHDRAWN)[1])
-            break
+    draft.add(write("rollout.queued", rollout, now, number=number, parent=parent, **said))
+    ancestor = tainted(board, parent)
+    if ancestor is not None:
+        draft.add(*stop(rollout, now, _withdrawal(ancestor), outcome=State.WITHDRAWN)[1])
     return draft.decisions
+
+
+def tainted(board: Board, version: str | None) -> Rollout | None:
+    """A convicted version whose weights `version` carries. One that stable descends from says nothing of it (stable was
+    better), nor does one that merely leaves its users."""
+    for bad in board.in_states(*CONVICTED):
+        leaves = bad.state is State.ROLLING_BACK and bad.outcome in (State.EXPIRED, State.SUPERSEDED)
+        if not leaves and board.descends(version, bad.version) and not board.descends(board.stable, bad.version):
+            return bad
+    return None
 
 
 def step_board(
@@ -135,8 +155,9 @@ def _convict(draft: Draft, judge: _Judge, policy: RolloutPolicy) -> None:
         rollout = draft.board.rollouts[version]
         if not rollout.live and not rollout.watched:
             continue
+        frozen = draft.board.policy_of(rollout, policy)
         after, decisions = advance(
-            rollout, judge(version), policy, draft.now, canary_free=False, epoch=draft.board.epoch
+            rollout, judge(version), frozen, draft.now, canary_free=False, epoch=draft.board.epoch
         )
         if condemned(rollout, after):
             draft.add(*decisions)
@@ -152,7 +173,12 @@ def condemned(before: Rollout, after: Rollout) -> bool:
 
 
 def withdraw_family(draft: Draft, bad: Rollout) -> None:
-    """Withdraws the descendants, sets the routing, moves the head back to stable if it carries the bad weights."""
+    """Withdraws the descendants, sets the routing, moves the head back to stable if it carries the bad weights.
+
+    Unless stable itself descends from the bad one: an old version that is worse than its own child says nothing of it."""
+    if draft.board.descends(draft.board.stable, bad.version):
+        draft.route(bad.version, bad.reason)
+        return
     for other in sorted(draft.board.rollouts.values(), key=lambda r: r.number):
         if (
             other.version != bad.version
@@ -178,7 +204,7 @@ def _advance_all(draft: Draft, judge: _Judge, policy: RolloutPolicy) -> None:
         _advance_one(draft, canary, judge, policy)
         after = draft.board.rollouts[canary.version]
         if after.state is State.PROMOTED and canary.state is not State.PROMOTED:
-            settle_promotion(draft, after, judge)
+            settle_promotion(draft, after, policy, judge)
     others = [
         r
         for r in draft.board.rollouts.values()
@@ -193,7 +219,8 @@ def _advance_one(draft: Draft, rollout: Rollout, judge: _Judge, policy: RolloutP
     verdicts = judge(rollout.version)
     if draft.board.epoch != draft.epoch:  # what replicas acknowledged is the routing before this moment's
         verdicts = replace(verdicts, acknowledged=False)
-    after, decisions = advance(rollout, verdicts, policy, draft.now, canary_free=free, epoch=draft.board.epoch)
+    frozen = draft.board.policy_of(rollout, policy)
+    after, decisions = advance(rollout, verdicts, frozen, draft.now, canary_free=free, epoch=draft.board.epoch)
     draft.add(*decisions)
     if condemned(rollout, after):
         withdraw_family(draft, after)
@@ -203,8 +230,10 @@ def _advance_one(draft: Draft, rollout: Rollout, judge: _Judge, policy: RolloutP
         draft.route(rollout.version, after.reason, stable=stable)
 
 
-def settle_promotion(draft: Draft, promoted: Rollout, judge: _Judge | None = None) -> None:
-    """Older versions under test are superseded, newer ones start again against the new stable."""
+def settle_promotion(draft: Draft, promoted: Rollout, policy: RolloutPolicy, judge: _Judge | None = None) -> None:
+    """Older versions under test are superseded, newer ones start again against the new stable.
+
+    One that may lose a margin goes on against its anchor, which moves only with a promotion that was proven better."""
     for other in sorted(draft.board.rollouts.values(), key=lambda r: r.number):
         if other.version == promoted.version or not (other.live or other.watched):
             continue
@@ -214,18 +243,37 @@ def settle_promotion(draft: Draft, promoted: Rollout, judge: _Judge | None = Non
                 other, state=State.SUPERSEDED, state_since=draft.now, watched=False, holds=(), reason=reason
             )
             draft.add(write("rollout.superseded", changed, draft.now, reason=reason))
-        elif other.scored or other.state in (State.QUEUED, State.PREPARING):
-            reason = f"evidence starts again against {promoted.version}"
-            changed = replace(other, against=promoted.version, evidence_since=draft.now, holds=(), reason=reason)
-            draft.add(write("rollout.restarted", changed, draft.now, reason=reason))
-            if judge is not None:
-                judge.restart(other.version)
+    restart_tests(draft, policy, judge)
+
+
+def restart_tests(draft: Draft, policy: RolloutPolicy, judge: _Judge | None = None) -> None:
+    """Every version under test whose opponent is another now begins its evidence again."""
+    for other in sorted(draft.board.rollouts.values(), key=lambda r: r.number):
+        if not (other.scored or other.state in (State.QUEUED, State.PREPARING)):
+            continue
+        against = draft.board.opponent(other.version, draft.board.policy_of(other, policy))
+        if against is None or against == other.against or against == other.version:
+            continue
+        reason = f"evidence starts again against {against}"
+        changed = replace(
+            other, against=against, evidence_since=draft.now, expires_from=None, holds=(), reason=reason,
+            test=other.test if other.state is State.QUEUED else draft.next_test(),
+        )
+        draft.add(write("rollout.restarted", changed, draft.now, reason=reason))
+        if judge is not None:
+            judge.restart(other.version)
 
 
 def _fill_slots(draft: Draft, judge: _Judge, policy: RolloutPolicy) -> None:
     """The newest waiting version is next. Waiting ones for which no slot is left are superseded, without a watch:
     they were never tested, and what they carry their descendants carry, which are tested."""
     waiting = draft.board.in_states(State.QUEUED)[::-1]
+    before = draft.board.policy
+    trusted = before is not None and before.approval == policy.approval  # consent given where nobody had to prove who they are
+    found, written = draft.board, len(draft.decisions)
+    if waiting and before != policy:
+        body = {"policy": policy.to_body(), "digest": policy.digest, "clock": stamp(draft.now)}
+        draft.add(Decision(Stream.ROLLOUT, "policy.set", body))
     for rollout in waiting:
         occupied = draft.board.in_states(State.PREPARING, State.SHADOW, State.ROLLING_BACK, *TRAFFIC)
         newest = rollout is waiting[0]
@@ -233,15 +281,25 @@ def _fill_slots(draft: Draft, judge: _Judge, policy: RolloutPolicy) -> None:
             if not newest:
                 _supersede(draft, rollout, f"{waiting[0].version} is newer and waits too", watch=False)
             continue
+        against = draft.board.opponent(rollout.version, draft.board.policy_of(rollout, policy)) or rollout.against
+        goes_on = rollout.expires_from is not None and against == rollout.against  # a retry: the same test, the same policy
+        goes_on &= draft.board.policy_of(rollout, policy).approval == policy.approval  # nobody goes round a second person so
         changed = replace(
             rollout,
             state=State.PREPARING,
             state_since=draft.now,
-            against=draft.board.stable or rollout.against,
+            against=against,
             reason="has a slot",
+            policy=rollout.policy if goes_on else policy.digest,
+            test=rollout.test if goes_on else draft.next_test(),
+            expires_from=rollout.expires_from if goes_on else None,
+            approvers=rollout.approvers if trusted else (),
         )
         draft.add(write("rollout.started", changed, draft.now, reason="has a slot"))
         _advance_one(draft, changed, judge, policy)
+    if draft.board.policy is not before and len(draft.decisions) == written + 1:  # nothing was decided by it
+        draft.board = found
+        draft.decisions.pop()
 
 
 def _replace_weakest(draft: Draft, newcomer: Rollout, judge: _Judge, policy: RolloutPolicy) -> bool:
@@ -255,8 +313,8 @@ def _replace_weakest(draft: Draft, newcomer: Rollout, judge: _Judge, policy: Rol
     leader = max(everyone, key=lambda r: judge(r.version).promote_e, default=None)
     shadows = [
         r for r in everyone
-        if judge(r.version).blocks >= policy.min_blocks and not r.paused
-        and not judge(r.version).promote_e >= policy.promote_threshold
+        if judge(r.version).blocks >= draft.board.policy_of(r, policy).min_blocks and not r.paused
+        and not judge(r.version).promote_e >= draft.board.policy_of(r, policy).promote_limit(r.test)
         and not (r is leader and judge(r.version).promote_e > 1.0)
     ]
     if not shadows:

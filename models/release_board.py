@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
+from models.release_policy import RolloutPolicy
 from models.rollout import Decision
 from models.rollout_state import TRAFFIC, Rollout, State
 from models.split import Routing
+from security.journal import unstamp
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Board:
     routing: Routing | None = None
     head: str | None = None
     stepped: str | None = None  # the newest window whose release step was taken
+    policy: RolloutPolicy | None = None  # the task's, as last journalled; each rollout keeps the one it was started under
+    policies: Mapping[str, RolloutPolicy] = field(default_factory=dict)
+    anchor: str | None = None  # the last version promoted because it was proven better; the base before that
+    stables: tuple[tuple[str, datetime], ...] = ()  # (version, since) of all that were stable, oldest first
+    tests: Mapping[int, int] = field(default_factory=dict)  # calendar year -> tests begun in it
 
     @property
     def stable(self) -> str | None:
@@ -38,6 +46,15 @@ class Board:
     def canary(self) -> Rollout | None:
         """The one rollout that takes traffic or is on its way back from it."""
         return next((r for r in self.rollouts.values() if r.state in TRAFFIC or r.state is State.ROLLING_BACK), None)
+
+    def policy_of(self, rollout: Rollout, default: RolloutPolicy) -> RolloutPolicy:
+        """The policy a rollout is judged by: its own since it was started, `default` before that."""
+        return self.policies.get(rollout.policy, default)
+
+    def opponent(self, version: str, policy: RolloutPolicy) -> str | None:
+        """Whom a version is tested against: stable, and with a margin to lose the anchor, so that losses cannot add up. The
+        anchor itself, tried again, against stable: nothing is tested against itself."""
+        return self.anchor or self.stable if policy.margin > 0.0 and self.anchor != version else self.stable
 
     def in_states(self, *states: State) -> list[Rollout]:
         """Rollouts in any of these states, oldest version first."""
@@ -68,6 +85,9 @@ def fold(board: Board, kind: str, body: Mapping[str, Any]) -> Board:
     """The board after one entry. ValueError for a rollout entry without the rollout after it."""
     if kind == "rollout.stepped":
         return replace(board, stepped=body["window"])
+    if kind == "policy.set":
+        policy = RolloutPolicy.from_body(body["policy"])
+        return replace(board, policy=policy, policies={**board.policies, body["digest"]: policy})
     if kind.startswith("rollout."):
         if "after" not in body:
             raise ValueError(
@@ -77,10 +97,25 @@ def fold(board: Board, kind: str, body: Mapping[str, Any]) -> Board:
         parents = (
             board.parents if rollout.version in board.parents else {**board.parents, rollout.version: rollout.parent}
         )
-        return replace(board, rollouts={**board.rollouts, rollout.version: rollout}, parents=parents)
+        board = replace(board, rollouts={**board.rollouts, rollout.version: rollout}, parents=parents)
+        goes_on = rollout.expires_from is not None or rollout.state is State.QUEUED  # a test of before, or none yet
+        if kind in ("rollout.started", "rollout.restarted") and not goes_on:
+            year = unstamp(body["clock"]).year
+            board = replace(board, tests={**board.tests, year: max(board.tests.get(year, 0), rollout.test)})
+        # an entry from before this was written: what the gate promoted had been proven
+        proven = body["after"].get("proven", body.get("actor") == "gate")
+        if body.get("to") == State.PROMOTED and proven:
+            board = replace(board, anchor=rollout.version)
+        if body.get("from") == State.PROMOTED and board.anchor == rollout.version:
+            kept = board.policies.get(rollout.policy)  # undone: the anchor it was measured from, else the stable returned to
+            board = replace(board, anchor=rollout.against if kept is not None and kept.margin > 0.0 else None)
+        return board
     if kind == "routing.set":
         routing = Routing(body["epoch"], body["stable"], body["canary"], body["weight"], body["salt"])
-        return replace(board, routing=routing)
+        stables = board.stables
+        if not stables or stables[-1][0] != routing.stable:
+            stables = (*stables, (routing.stable, unstamp(body["clock"])))
+        return replace(board, routing=routing, stables=stables, anchor=board.anchor or routing.stable)
     if kind == "head.moved":
         return replace(board, head=body["head"])
     if kind in ("version.registered", "base.registered"):

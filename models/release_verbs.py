@@ -1,4 +1,5 @@
-"""What a person may say to a rollout: promote, abort, pause, resume, approve. Each returns the entries it makes.
+"""What a person may say to a rollout: start, promote, abort, pause, resume, approve, retry, undo. Each returns the entries it
+makes.
 
 The words mean what they mean in Argo Rollouts. Each wants an actor and a reason, and both are in the journal. An
 abort is legal in every live state. A promote skips what is left of the current step, never a proven harm nor a
@@ -10,10 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from models.release import Draft, settle_promotion, withdraw_family
+from models.duration import spell
+from models.release import CONVICTED, Draft, enqueue, restart_tests, settle_promotion, tainted, withdraw_family
 from models.release_board import Board
-from models.release_policy import RolloutPolicy, Verdicts
-from models.rollout import Decision, enter_step, finish, stop, write
+from models.release_policy import NO_EVIDENCE, RolloutPolicy, Verdicts
+from models.rollout import Decision, enter_step, finish, moved, stop, write
 from models.rollout_conditions import stop_reason
 from models.rollout_state import Rollout, State
 
@@ -35,6 +37,7 @@ def promote(
 ) -> list[Decision]:
     """Skips the rest of the current step; with `full` straight to 100 %. From BAKING it makes the version stable."""
     rollout = _live(board, version, "promote", actor, reason)
+    task_policy, policy = policy, board.policy_of(rollout, policy)
     said = f"{actor}: {reason}"
     harm = stop_reason(rollout, verdicts, policy)
     if harm is not None:
@@ -49,12 +52,15 @@ def promote(
         raise VerbRefused(
             f"promote {version}: {board.canary.version} is the canary and there is one a task; abort that first"
         )
+    lone = policy.approval == "two-person" and not set(rollout.approvers) - {rollout.proposer}
+    if lone and rollout.state is not State.BAKING:
+        raise VerbRefused(f"promote {version}: it needs an approver other than {rollout.proposer}; ask for `approve` first")
     draft = Draft(board, now)
     if rollout.state is State.BAKING:
         baked, decisions = finish(rollout, now, said, verdicts, board.epoch, actor)
         draft.add(*decisions)
         draft.route(version, said, stable=version)
-        settle_promotion(draft, baked)
+        settle_promotion(draft, baked, task_policy)
         return draft.decisions
     if not verdicts.acknowledged:
         raise VerbRefused(
@@ -81,6 +87,100 @@ def abort(board: Board, version: str, now: datetime, *, actor: str, reason: str)
     return draft.decisions
 
 
+def start(
+    board: Board, version: str, now: datetime, *, number: int, parent: str | None, actor: str, reason: str
+) -> list[Decision]:
+    """Queue a registered version that has no rollout: one whose update was blocked, and that a person answers for. It has
+    to pass every gate; the person is its proposer, so somebody else has to approve it."""
+    _signed("start", version, actor, reason)
+    if version in board.rollouts:
+        state = board.rollouts[version].state.value
+        raise VerbRefused(f"start {version}: it has a rollout, which is {state}; `retry` is for one that has ended")
+    return enqueue(board, version, number, parent, now, actor, actor=actor, reason=reason)
+
+
+def retry(
+    board: Board,
+    version: str,
+    now: datetime,
+    *,
+    actor: str,
+    reason: str,
+    policy: RolloutPolicy,
+    verdicts: Verdicts = NO_EVIDENCE,
+) -> list[Decision]:
+    """A new attempt of a version that has ended, or that was stable once. Against the same version its evidence goes on,
+    under the policy it had; against another it starts again, and so does a test on outcomes, whose users are drawn anew: it
+    counts as one more test. It never slides: proven harm is refused."""
+    known = _known(board, version, "retry", actor, reason)
+    if known.live:
+        raise VerbRefused(f"retry {version}: it is {known.state.value}; abort it first, or let it go on")
+    if version == board.stable:
+        raise VerbRefused(f"retry {version}: it is stable")
+    harm = stop_reason(known, verdicts, board.policy_of(known, policy))
+    if harm is not None:
+        raise VerbRefused(f"retry {version}: {harm}; its evidence would go on: only a new version starts again")
+    bad = tainted(board, board.parents.get(version))
+    if bad is not None:
+        raise VerbRefused(f"retry {version}: it carries the weights of {bad.version}, stopped: {bad.reason}")
+    kept = board.policy_of(known, policy)
+    goes_on = bool(known.policy) and kept.evidence == "paired" and board.opponent(version, kept) == known.against
+    changed = Rollout(
+        version, known.number, known.parent, known.against, State.QUEUED, now, known.evidence_since, proposer=actor,
+        reason=reason, policy=known.policy if goes_on else "", attempt=known.attempt + 1, test=known.test,
+        expires_from=now if goes_on else None,
+    )
+    return [write("rollout.retried", changed, now, reason=reason, actor=actor)]
+
+
+def undo(
+    board: Board,
+    now: datetime,
+    *,
+    actor: str,
+    reason: str,
+    policy: RolloutPolicy,
+    to_version: str | None = None,
+) -> list[Decision]:
+    """Return to the stable before, or to `to_version`, at once and without a gate, as long as it was stable within
+    `undo_window`; later it is queued and has to pass the gates (see `retry`). What was stable since is rolled back, with
+    its descendants; a canary is superseded, everything else is tested against the version returned to."""
+    if board.stable is None or len(board.stables) < 2:
+        raise VerbRefused(f"undo: {board.stable or 'nothing'} is stable and nothing was before it")
+    target = to_version or board.stables[-2][0]
+    places = [place for place, (version, _) in enumerate(board.stables[:-1]) if version == target]
+    if target == board.stable or not places:
+        once = ", ".join(dict.fromkeys(version for version, _ in board.stables if version != board.stable))
+        raise VerbRefused(f"undo to {target}: it {'is' if target == board.stable else 'never was'} stable; before: {once}")
+    _known(board, target, "undo to", actor, reason)
+    ended = board.stables[places[-1] + 1][1]
+    if now - ended > policy.undo_window:
+        late = f"{reason} (undo later than {spell(policy.undo_window)}: it has to pass the gates)"
+        return retry(board, target, now, actor=actor, reason=late, policy=policy)
+    known = board.rollouts.get(target)
+    if known is not None and (known.state in CONVICTED or known.live):
+        raise VerbRefused(f"undo to {target}: it is {known.state.value}: {known.reason}")
+    draft, said = Draft(board, now), f"{actor}: {reason}"
+    gone = dict.fromkeys(version for version, _ in board.stables[places[-1] + 1 :] if version in board.rollouts)
+    for version in reversed(gone):  # the newest first: the anchor goes back step by step
+        one = draft.board.rollouts[version]
+        if version == target or not (one.live or one.state is State.PROMOTED or version == board.stable):
+            continue
+        changed = replace(one, state=State.ROLLED_BACK, state_since=now, weight=0.0, reason=said, holds=())
+        draft.add(moved(one, changed, now, said, NO_EVIDENCE, actor))
+    if draft.board.canary is not None:
+        _, decisions = stop(
+            draft.board.canary, now, f"its opponent was undone: {said}", outcome=State.SUPERSEDED, epoch=board.epoch,
+            actor=actor,
+        )
+        draft.add(*decisions)
+    draft.route(board.stable, said, stable=target)
+    for version in gone:
+        withdraw_family(draft, draft.board.rollouts[version])
+    restart_tests(draft, policy)
+    return draft.decisions
+
+
 def pause(board: Board, version: str, now: datetime, *, actor: str, reason: str) -> list[Decision]:
     """Nothing goes further until resumed; guardrails, the harm test and aborts work on."""
     rollout = _live(board, version, "pause", actor, reason)
@@ -104,15 +204,30 @@ def approve(board: Board, version: str, now: datetime, *, actor: str, reason: st
     return [_said("rollout.approved", approved, now, actor, reason)]
 
 
-def _live(board: Board, version: str, verb: str, actor: str, reason: str, watched: bool = False) -> Rollout:
+def _signed(verb: str, version: str, actor: str, reason: str) -> None:
     if not actor or not reason:
         raise VerbRefused(
             f"{verb} {version}: actor {actor!r}, reason {reason!r}: both are wanted, they go into the journal"
         )
+    if actor == "gate":
+        raise VerbRefused(f"{verb} {version}: 'gate' signs what no person decided; give another name")
+
+
+def _known(board: Board, version: str, verb: str, actor: str, reason: str) -> Rollout:
+    """The rollout, also of a version that was stable without one: the base."""
+    _signed(verb, version, actor, reason)
+    since = next((at for stable, at in board.stables if stable == version), None)
     rollout = board.rollouts.get(version)
+    if rollout is None and since is not None:
+        return Rollout(version, 0, None, board.stable or version, State.PROMOTED, since, since)
     if rollout is None:
         known = ", ".join(sorted(board.rollouts)) or "none"
         raise VerbRefused(f"{verb} {version}: no such rollout; known: {known}")
+    return rollout
+
+
+def _live(board: Board, version: str, verb: str, actor: str, reason: str, watched: bool = False) -> Rollout:
+    rollout = _known(board, version, verb, actor, reason)
     if not rollout.live and not (watched and rollout.watched):
         raise VerbRefused(
             f"{verb} {version}: it is {rollout.state.value} since {rollout.state_since:%Y-%m-%d}: {rollout.reason}"

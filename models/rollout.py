@@ -17,11 +17,12 @@ it):
 | kind | further body |
 |---|---|
 | rollout.queued | number, parent |
+| policy.set | policy, digest (no `version`): the task's policy from here on, which versions keep that start under it |
 | rollout.advanced | from, to, step, weight, reason, figures, actor |
 | rollout.held | holds, reasons (empty: released) |
 | rollout.paused, rollout.resumed, rollout.approved | reason, actor |
 | rollout.withdrawn | as rollout.advanced: an ancestor was harmful |
-| rollout.superseded, rollout.restarted, rollout.watch_ended | reason |
+| rollout.started, rollout.retried, rollout.superseded, rollout.restarted, rollout.watch_ended | reason |
 | rollout.stepped | window (no `after`): the window's step was taken, whatever it decided |
 
 A decision that touches routing or lineage comes with a `routing.set` {epoch, stable, canary, weight, salt, rollout,
@@ -30,7 +31,7 @@ clock, reason} or a `head.moved` {head, reason, clock} in the same list, to be a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -38,13 +39,13 @@ from typing import Any
 
 from models.duration import spell
 from models.release_policy import NO_EVIDENCE, RolloutPolicy, Verdict, Verdicts
-from models.rollout_conditions import Condition, conditions, stop_reason
+from models.rollout_conditions import Condition, conditions, gates, stop_reason
 from models.rollout_state import TRAFFIC, Rollout, State, Taken
 from security.journal import stamp
 
 __all__ = [
     "NO_EVIDENCE", "Condition", "Decision", "Rollout", "RolloutPolicy", "State", "Taken", "Verdict", "Verdicts",
-    "advance", "conditions", "enter_step", "explain", "finish", "stop", "write",
+    "advance", "conditions", "enter_step", "explain", "finish", "moved", "stop", "write",
 ]
 
 
@@ -122,7 +123,7 @@ def stop(
         changed = replace(rollout, state=final, state_since=now, watched=False, holds=(), paused=False, reason=reason)
     if changed == rollout:
         return rollout, ()
-    return changed, (_moved(rollout, changed, now, reason, verdicts, actor),)
+    return changed, (moved(rollout, changed, now, reason, verdicts, actor),)
 
 
 def enter_step(
@@ -141,8 +142,17 @@ def enter_step(
     changed = replace(
         rollout, state=state, step=step, weight=weight, epoch=epoch + 1, state_since=now, holds=(), reason=reason,
         taken=(*rollout.taken, Taken(step, weight, epoch + 1, now)),
+        forecast=rollout.forecast if rollout.taken else verdicts.forecast,
+        proven=_proven(rollout, verdicts, policy),
     )
-    return changed, (_moved(rollout, changed, now, reason, verdicts, actor),)
+    return changed, (moved(rollout, changed, now, reason, verdicts, actor),)
+
+
+def _proven(rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy) -> bool:
+    """Better, not merely within the margin: that may promote a version, and makes no anchor of it."""
+    if policy.margin > 0.0:
+        return verdicts.promote is Verdict.BETTER and verdicts.better_e >= policy.promote_limit(rollout.test)
+    return Verdict.BETTER in (verdicts.promote, verdicts.outcome)
 
 
 def finish(
@@ -152,7 +162,7 @@ def finish(
     changed = replace(
         rollout, state=State.PROMOTED, state_since=now, holds=(), weight=0.0, epoch=epoch + 1, reason=reason
     )
-    return changed, (_moved(rollout, changed, now, reason, verdicts, actor),)
+    return changed, (moved(rollout, changed, now, reason, verdicts, actor),)
 
 
 def _go_on(
@@ -160,7 +170,7 @@ def _go_on(
 ) -> tuple[Rollout, tuple[Decision, ...]]:
     unmet = [c for c in conditions(rollout, verdicts, policy, now, canary_free) if not c.met]
     if not unmet:
-        reason = _evidence(verdicts, policy)
+        reason = _evidence(rollout, verdicts, policy)
         if rollout.state in (State.SHADOW, State.CANARY):
             return enter_step(rollout, rollout.step + 1, policy, now, reason, verdicts, epoch)
         if rollout.state is State.PROMOTING:
@@ -168,9 +178,10 @@ def _go_on(
                 rollout, state=State.BAKING, state_since=now, holds=(), reason="every live replica acknowledged"
             )
         else:
-            return finish(rollout, now, f"baked for {spell(now - rollout.state_since)}; {reason}", verdicts, epoch)
-        return changed, (_moved(rollout, changed, now, changed.reason, verdicts, "gate"),)
-    age = now - rollout.evidence_since
+            baked = replace(rollout, proven=rollout.proven or _proven(rollout, verdicts, policy))
+            return finish(baked, now, f"baked for {spell(now - rollout.state_since)}; {reason}", verdicts, epoch)
+        return changed, (moved(rollout, changed, now, changed.reason, verdicts, "gate"),)
+    age = now - rollout.ages_from
     if rollout.state in (State.SHADOW, State.CANARY) and age >= policy.max_age:
         reason = f"undecided after {spell(age)} >= max_age {spell(policy.max_age)}: {unmet[0].text}"
         return stop(rollout, now, reason, outcome=State.EXPIRED, verdicts=verdicts, epoch=epoch)
@@ -193,14 +204,16 @@ def _prepare(
     if verdicts.prepared is False:
         return stop(rollout, now, "a replica refused to load the version: see its alarm", verdicts=verdicts)
     if verdicts.prepared:
+        goes_on = rollout.expires_from is not None
         changed = replace(
             rollout,
             state=State.SHADOW,
             state_since=now,
-            evidence_since=now,
-            reason="loaded and verified: evidence starts here",
+            evidence_since=rollout.evidence_since if goes_on else now,
+            expires_from=now if goes_on else None,
+            reason="loaded and verified: " + ("its evidence goes on" if goes_on else "evidence starts here"),
         )
-        return changed, (_moved(rollout, changed, now, changed.reason, verdicts, "gate"),)
+        return changed, (moved(rollout, changed, now, changed.reason, verdicts, "gate"),)
     if now - rollout.state_since >= policy.max_age:
         return stop(
             rollout, now, f"not prepared within max_age {spell(policy.max_age)}", outcome=State.EXPIRED, verdicts=verdicts
@@ -215,11 +228,11 @@ def _settle_rollback(
         return rollout, ()
     how = "every live replica acknowledged weight 0" if verdicts.acknowledged else f"lease of {spell(policy.lease)} ran out"
     changed = replace(rollout, state=rollout.outcome, state_since=now)
-    return changed, (_moved(rollout, changed, now, f"{how}; {rollout.reason}", verdicts, "gate"),)
+    return changed, (moved(rollout, changed, now, f"{how}; {rollout.reason}", verdicts, "gate"),)
 
 
 def _end_watch(rollout: Rollout, policy: RolloutPolicy, now: datetime) -> tuple[Rollout, tuple[Decision, ...]]:
-    age = now - rollout.evidence_since
+    age = now - rollout.ages_from
     if age < policy.max_age:
         return rollout, ()
     reason = f"no harm proven within {spell(age)} >= max_age {spell(policy.max_age)}"
@@ -227,7 +240,7 @@ def _end_watch(rollout: Rollout, policy: RolloutPolicy, now: datetime) -> tuple[
     return changed, (write("rollout.watch_ended", changed, now, reason=reason),)
 
 
-def _moved(before: Rollout, after: Rollout, now: datetime, reason: str, verdicts: Verdicts, actor: str) -> Decision:
+def moved(before: Rollout, after: Rollout, now: datetime, reason: str, verdicts: Verdicts, actor: str) -> Decision:
     ended = after.outcome if after.state is State.ROLLING_BACK else after.state
     body = {
         "from": before.state.value, "to": after.state.value, "step": after.step, "weight": after.weight,
@@ -236,18 +249,32 @@ def _moved(before: Rollout, after: Rollout, now: datetime, reason: str, verdicts
     return write("rollout.withdrawn" if ended is State.WITHDRAWN else "rollout.advanced", after, now, **body)
 
 
-def _evidence(verdicts: Verdicts, policy: RolloutPolicy) -> str:
+def _evidence(rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy) -> str:
     mean = "no mean" if verdicts.mean is None else f"mean gain {verdicts.mean:+.4f}"
+    limit, harm = policy.promote_limit(rollout.test), policy.harm_threshold
+    text = (
+        f"evidence {verdicts.promote_e:.1f} (limit {limit:.1f}) after {verdicts.blocks} blocks, "
+        f"{mean}, harm {verdicts.harm_e:.1f} (limit {harm:.1f})"
+    )
+    if policy.evidence == "paired":
+        return text
+    effect = "unknown" if verdicts.effect is None else f"{verdicts.effect:+.4f}"
     return (
-        f"evidence {verdicts.promote_e:.1f} (limit {policy.promote_threshold:.1f}) after {verdicts.blocks} blocks, "
-        f"{mean}, harm {verdicts.harm_e:.1f} (limit {policy.harm_threshold:.1f})"
+        f"outcome of {verdicts.units} units: effect {effect}, evidence {verdicts.outcome_e:.1f} (limit {limit:.1f}), harm "
+        f"{verdicts.outcome_harm_e:.1f} (limit {harm:.1f}); in shadow: {text}"
     )
 
 
 def explain(
-    rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy, now: datetime, canary_free: bool = True
+    rollout: Rollout,
+    verdicts: Verdicts,
+    policy: RolloutPolicy,
+    now: datetime,
+    canary_free: bool = True,
+    outlook: Iterable[str] = (),
 ) -> str:
-    """Where the rollout is, why, and what the next step waits for, in plain words with figures."""
+    """Where the rollout is, why, and what the next step waits for, in plain words with figures. `outlook`: sentences on
+    the size of the effect, which only the floor above can work out."""
     where = f"{rollout.version} is {rollout.state.value}"
     if rollout.state in TRAFFIC:
         where += f" at {rollout.weight:.0%}"
@@ -255,11 +282,16 @@ def explain(
     if rollout.watched:
         lines.append("It takes no traffic; it has descendants, so the harm test goes on.")
     if rollout.live or rollout.watched:
-        lines.append(f"Now: {_evidence(verdicts, policy)}, {verdicts.samples} examples.")
+        lines.append(f"Now: {_evidence(rollout, verdicts, policy)}, {verdicts.samples} examples.")
+        lines += outlook
+    spoken = gates(rollout, verdicts, policy) if rollout.live or rollout.watched else ()
+    lines += [f"Reported only ({gate} is in dry_run): {text}." for gate, text in spoken if gate in policy.dry_run]
+    if rollout.state is State.QUEUED:
+        lines.append(f"Waits (slot): {policy.shadow_slots} versions are under test at a time, the newest first.")
     for condition in conditions(rollout, verdicts, policy, now, canary_free):
         if not condition.met:
             lines.append(f"{'Held' if condition.hold else 'Waits'} ({condition.name}): {condition.text}.")
     if rollout.state in (State.SHADOW, State.CANARY):
-        lines.append(f"Undecided, it expires {rollout.evidence_since + policy.max_age:%Y-%m-%d %H:%M} UTC.")
+        lines.append(f"Undecided, it expires {rollout.ages_from + policy.max_age:%Y-%m-%d %H:%M} UTC.")
     lines.extend(f"Note: {reason}." for reason in verdicts.reasons)
     return "\n".join(lines)

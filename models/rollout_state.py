@@ -67,6 +67,21 @@ class Rollout:
     watched: bool = False
     approvers: tuple[str, ...] = ()
     reason: str = "queued"
+    policy: str = ""  # digest of the policy it was started under and keeps; "" before that
+    attempt: int = 1  # of this version; `retry` begins the next, on the same evidence
+    test: int = 1  # of the task within the calendar year, counted when it starts
+    expires_from: datetime | None = None  # `max_age` counts from here; None: from `evidence_since`
+    forecast: float | None = None  # mean outcome of stable's units before the first canary step: frozen there
+    proven: bool = False  # better, at the last raise of the traffic or when it had baked
+
+    @property
+    def ages_from(self) -> datetime:
+        return self.expires_from or self.evidence_since
+
+    @property
+    def salt(self) -> str:
+        """Who is drawn into the canary follows from it: each attempt draws anew, else it would meet only users it had."""
+        return self.version if self.attempt == 1 else f"{self.version} attempt {self.attempt}"
 
     @property
     def live(self) -> bool:
@@ -85,7 +100,9 @@ class Rollout:
             "proposer": self.proposer, "step": self.step, "weight": self.weight, "epoch": self.epoch,
             "taken": [[t.step, t.weight, t.epoch, stamp(t.since)] for t in self.taken],
             "outcome": self.outcome.value, "paused": self.paused, "holds": list(self.holds), "watched": self.watched,
-            "approvers": list(self.approvers), "reason": self.reason,
+            "approvers": list(self.approvers), "reason": self.reason, "policy": self.policy, "attempt": self.attempt,
+            "test": self.test, "expires_from": stamp(self.expires_from) if self.expires_from else None,
+            "forecast": self.forecast, "proven": self.proven,
         }
 
     @classmethod
@@ -100,5 +117,6 @@ class Rollout:
                 "outcome": State(body["outcome"]),
                 "holds": tuple(body["holds"]),
                 "approvers": tuple(body["approvers"]),
+                "expires_from": unstamp(body["expires_from"]) if body.get("expires_from") else None,
             }
         )

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 if TYPE_CHECKING:  # commands that only look read this file too
     import numpy as np
 
+    from models.release_policy import RolloutPolicy
+
 Columns = Mapping[str, "np.ndarray"]
 """{name: array of shape (n,) or (n, k)}; every array has the same n."""
 
@@ -60,6 +62,7 @@ class Task(Protocol):
 
 
 METHODS = ("build", "encode", "target", "loss", "gate_loss", "score", "answer")
+JUDGED = ("outcome", "slices")  # what a release may be judged by besides the losses; both may be left out
 REQUIRED = ("name", "event", "label", "label_horizon", *METHODS)
 # What else a task may have (history, golden, public_inputs, ...) is in docs/task.md, and tried by `headgate check`.
 OPTIONAL: dict[str, Any] = {"subject": None, "label_seen": "always", "negative_if_absent": False, "label_derived": ()}
@@ -67,6 +70,74 @@ OPTIONAL: dict[str, Any] = {"subject": None, "label_seen": "always", "negative_i
 
 class TaskError(ValueError):
     """The configured task cannot be used; the message names the task, what is wrong and the cure."""
+
+
+LEAST_EXPLORED = 0.01  # of the units, where a label is seen only of what was allowed: fewer, and nothing is ever learnt of it
+
+
+def has_outcome(task: Any) -> bool:
+    """Whether the task says what came of an answer."""
+    return getattr(task, "outcome", None) is not None
+
+
+def outcomes(task: Any, columns: Columns, answers: np.ndarray) -> np.ndarray:
+    """What came of answering `answers` (n,) to these mature examples, float64 (n,) in [0, 1], more is worse.
+
+    Raises TaskError for another shape or a value outside."""
+    import numpy as np
+
+    found = np.asarray(task.outcome(columns, answers), dtype=np.float64)
+    if found.shape != answers.shape:
+        raise TaskError(f"task {task.name}: outcome gave shape {found.shape} for {len(answers)} rows; one value each")
+    wrong = np.flatnonzero(~((found >= 0.0) & (found <= 1.0)))
+    if len(wrong):
+        raise TaskError(
+            f"task {task.name}: outcome of row {wrong[0]} is {found[wrong[0]]}, outside [0, 1]: divide the cost by its largest "
+            "value and clip it"
+        )
+    return found
+
+
+def slices(task: Any, columns: Columns) -> dict[str, np.ndarray]:
+    """The rows of each slice the task knows, {name: bool (n,)}; {} without the member. Raises TaskError."""
+    import numpy as np
+
+    rows = len(next(iter(columns.values())))
+    found = {}
+    for name, marked in dict(task.slices(columns) if getattr(task, "slices", None) else {}).items():
+        found[name] = np.asarray(marked)
+        if found[name].shape != (rows,) or found[name].dtype != np.bool_:
+            raise TaskError(
+                f"task {task.name}: slice {name!r} is {found[name].dtype} {found[name].shape} for {rows} rows; bool, one each"
+            )
+    return found
+
+
+def misfits(task: Any, policy: RolloutPolicy, columns: Columns) -> list[str]:
+    """Why versions of this task cannot be released under this policy, each with its cure; `columns` may have no rows."""
+    found = []
+    if policy.evidence == "outcome" and not has_outcome(task):
+        found.append(
+            f'[rollout] evidence = "outcome" (strategy "{policy.strategy}") and task {task.name} has no outcome(columns, '
+            'answers): write one (docs/task.md), or set evidence = "paired" with another strategy'
+        )
+    known = slices(task, columns) if policy.protected_slices else {}
+    if unknown := [name for name in policy.protected_slices if name not in known]:
+        there = ", ".join(known) or "none"
+        found.append(
+            f"[rollout] protected_slices names {unknown[0]!r}; slices(columns) of task {task.name} has: {there}. Correct the "
+            "name, or add the slice"
+        )
+    if task.label_seen == "if_allowed" and policy.weights:
+        cure = f'set evidence = "outcome" and a first step of {LEAST_EXPLORED * 100:g} or more'
+        if policy.evidence == "paired":
+            found.append(
+                f'task {task.name} has label_seen = "if_allowed": what was refused has no label, so a comparison on labels '
+                f"says nothing of a version that refuses other things: {cure}"
+            )
+        elif policy.weights[0] < LEAST_EXPLORED:
+            found.append(f"[rollout] the first step is {policy.weights[0]:.2%} of the units: {cure}")
+    return found
 
 
 def load_task(spec: str) -> Task:
@@ -124,12 +195,18 @@ def _classes(module_name: str) -> list[str]:
 
 def _faults(task: Any) -> list[str]:
     faults = [f"{name} is not a method" for name in METHODS if not callable(getattr(task, name))]
+    faults += [f"{name} is not a method" for name in JUDGED if not callable(getattr(task, name, check))]
     if not isinstance(task.name, str) or not NAME.fullmatch(task.name):
         faults.append(f"name {task.name!r} must match {NAME.pattern} (it becomes part of paths and journal streams)")
     if not isinstance(task.label_horizon, timedelta) or task.label_horizon < timedelta(0):
         faults.append(f"label_horizon {task.label_horizon!r} must be a timedelta of at least 0")
     if task.label_seen not in ("always", "if_allowed"):
         faults.append(f"label_seen {task.label_seen!r} must be 'always' or 'if_allowed'")
+    if task.label_seen == "if_allowed" and task.negative_if_absent:
+        faults.append(
+            "negative_if_absent with label_seen = 'if_allowed': what was refused has no label either and is no negative; set "
+            "it to False, and send a label for each event that was allowed"
+        )
     for side in ("event", "label"):
         names = getattr(getattr(task, side), "names", None)
         if names is None:

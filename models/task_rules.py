@@ -17,6 +17,7 @@ from models.conformance import FEW, Broken, Case, Rule, arrays, first_difference
 from models.golden import golden_sets
 from models.poisoning import SPARE, outside, public_ranges, widened
 from models.retention import correct, size_told
+from models.task import has_outcome, misfits, outcomes, slices
 
 EXTREMES = (1e6, 1e9)  # an output times this: a bounded loss is as large at both
 PUBLIC = 16
@@ -217,6 +218,34 @@ def gate_loss(case: Case) -> str:
     return f"at most {largest[1]:.4g}"
 
 
+def outcome(case: Case) -> str:
+    """What came of an answer: a cost in [0, 1] for each row of mature examples, also where a request had no label."""
+    if not has_outcome(case.task):
+        return "there is none: a release is judged by losses alone"
+    columns = case.few()
+    answers = np.asarray(case.task.answer(_output(case).numpy()), dtype=np.float64)
+    found = outcomes(case.task, columns, answers)
+    again = outcomes(case.task, columns, answers)
+    if not np.array_equal(found, again):
+        raise Broken("outcome gave other values for the same rows: no random draw, no state, no clock")
+    return f"{found.mean():.4g} on average"
+
+
+def slice_rows(case: Case) -> str:
+    """Slices are rows of an event; protected ones have some."""
+    found = slices(case.task, case.rows(slice(None)))
+    if not found:
+        return "there are none"
+    return ", ".join(f"{name} {int(marked.sum())} of {len(marked)} rows" for name, marked in found.items())
+
+
+def released_under(case: Case) -> str:
+    """What the policy of releases asks of a task is there."""
+    if faults := misfits(case.task, case.rollout, case.few()):
+        raise Broken("; ".join(faults))
+    return f'evidence "{case.rollout.evidence}", {len(case.rollout.protected_slices)} protected slices'
+
+
 def _losses(case: Case, name: str) -> torch.Tensor:
     losses: Any = getattr(case.task, name)(_output(case), compute.targets(case.task, case.few()))
     if not isinstance(losses, torch.Tensor) or losses.shape != (FEW,):
@@ -258,6 +287,9 @@ RULES = (
     Rule("absent labels", absent_labels),
     Rule("loss of each example", loss, ("shapes",)),
     Rule("gate loss bounded", gate_loss, ("shapes",)),
+    Rule("outcome", outcome, ("shapes",)),
+    Rule("slices", slice_rows),
+    Rule("release policy", released_under, ("slices",)),
     Rule("golden sets", golden, ("shapes",)),
     Rule("public inputs", public_inputs),
 )

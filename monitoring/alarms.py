@@ -170,11 +170,46 @@ def raise_alarm(
     from the table unless given. A figure that is not finite is left out: the message says it.
     Raises AlarmError for an unknown kind or severity, JournalUnreachable when the journal does not answer.
     """
+    body = _body(kind, window, message, figure, limit, severity, cure)
+    for _ in range(ATTEMPTS):
+        draft, existing = _draft(journal, task, body)
+        if existing:
+            return existing
+        try:
+            return journal.append(draft, actor=actor, at=at)
+        except Conflict:
+            continue
+    raise Conflict(f"alarm {kind} of {window} lost {ATTEMPTS} races for {stream(task)}: nothing was written, try again")
+
+
+def drafted(
+    journal: Journal,
+    task: str,
+    *,
+    kind: str,
+    window: str,
+    message: str,
+    figure: float | None,
+    limit: float | None,
+    severity: Severity | None = None,
+) -> Draft | None:
+    """The alarm as an entry for a caller's own transaction; None when it stands already. See `raise_alarm`.
+
+    It compares the length of its stream: an alarm raised meanwhile makes the transaction a Conflict.
+    """
+    draft, existing = _draft(journal, task, _body(kind, window, message, figure, limit, severity, None))
+    return None if existing else draft
+
+
+def _body(
+    kind: str, window: str, message: str, figure: float | None, limit: float | None, severity: Severity | None,
+    cure: str | None,
+) -> dict[str, Any]:
     row = _row(kind)
     level = severity or row.severity
     if level not in SEVERITIES:
         raise AlarmError(f"severity {level!r} is none of {', '.join(SEVERITIES)}")
-    body = {
+    return {
         "kind": kind,
         "window": window,
         "severity": level,
@@ -184,16 +219,13 @@ def raise_alarm(
         "cure": cure or row.cure,
         "docs": row.docs,
     }
-    for _ in range(ATTEMPTS):
-        entries = journal.read(stream(task))
-        existing = _existing(entries, row, window)
-        if existing:
-            return existing
-        try:
-            return journal.append(Draft(stream(task), "alarm.raised", body, len(entries)), actor=actor, at=at)
-        except Conflict:
-            continue
-    raise Conflict(f"alarm {kind} of {window} lost {ATTEMPTS} races for {stream(task)}: nothing was written, try again")
+
+
+def _draft(journal: Journal, task: str, body: Mapping[str, Any]) -> tuple[Draft, Entry | None]:
+    """The entry to be, and the one that already says so."""
+    entries = journal.read(stream(task))
+    existing = _existing(entries, _row(body["kind"]), body["window"])
+    return Draft(stream(task), "alarm.raised", body, len(entries)), existing
 
 
 def acknowledge(

@@ -30,6 +30,8 @@ class BlockHistory:
     design_effect: float | None = None
     requests: float = 0.0  # a window, both arms
     windows: int = 0
+    outcomes: float = 0.0  # units a window whose outcome is known, answered by stable
+    cost: float | None = None  # their mean outcome, in [0, 1]
 
     @property
     def blocks(self) -> int:
@@ -73,6 +75,8 @@ def block_history(evidence: Evidence, block: timedelta) -> BlockHistory:
         design_effect=_design_effect(pairs),
         requests=requests / len(evidence.windows) if evidence.windows else 0.0,
         windows=len(evidence.windows),
+        outcomes=evidence.stable_outcome[0] / len(evidence.windows) if evidence.windows else 0.0,
+        cost=evidence.forecast,
     )
 
 

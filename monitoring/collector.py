@@ -115,6 +115,10 @@ def _scored(state: _State, body: Mapping[str, Any]) -> None:
     state.evidence = evidence.fold(state.evidence, body)
 
 
+def _counted(state: _State, body: Mapping[str, Any]) -> None:
+    state.evidence = evidence.fold_entry(state.evidence, evidence.COUNTED, body)
+
+
 def _reserved(state: _State, body: Mapping[str, Any]) -> None:
     """A sealed window is charged once, so that the largest charge is what any of its events can have spent; those of a metered
     one add up."""
@@ -132,7 +136,8 @@ READERS: Mapping[str, Callable[[_State, Mapping[str, Any]], None]] = {
     "window.sealed": _sealed,
     "examples.joined": _joined,
     "drift.tested": _drift,
-    "evidence.scored": _scored,
+    evidence.SCORED: _scored,
+    evidence.COUNTED: _counted,
     "update.trained": _trained,
     "update.interrupted": lambda state, _: state.add(1, "headgate_updates_total", "interrupted"),
     "update.skipped": lambda state, _: state.add(1, "headgate_updates_total", "skipped"),
@@ -179,12 +184,13 @@ class PipelineFigures:
             READERS[entry.kind](self._state, entry.body)
 
     def _gate(self) -> Iterator[tuple[tuple[str, ...], float]]:
-        state, policy = self._state, self._policy
+        state = self._state
         for rollout in state.board.rollouts.values():
             if not rollout.scored or state.evidence.processed is None:
                 continue
+            policy = state.board.policy_of(rollout, self._policy)
             found = judge(rollout, state.evidence, policy, state.evidence.processed, acknowledged=False, prepared=None)
-            yield ("headgate_evidence_over_threshold", rollout.version), found.promote_e / policy.promote_threshold
+            yield ("headgate_evidence_over_threshold", rollout.version), found.promote_e / policy.promote_limit(rollout.test)
             yield ("headgate_harm_over_threshold", rollout.version), found.harm_e / policy.harm_threshold
             yield ("headgate_evidence_blocks", rollout.version), float(found.blocks)
 

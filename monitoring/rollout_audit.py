@@ -7,14 +7,16 @@ to 1e-9. So a decision that does not follow is found, one that is missing, and a
 where the chain of hashes was computed anew.
 
 What a journal cannot show is taken as given: that a person said a verb, whether replicas had acknowledged, whether a
-version could be loaded, and evidence that no later decision has read. It knows no store and no model.
+version could be loaded, what the task's policy was when it was journalled, and evidence that no later decision has read.
+Entries from before policies were journalled are derived under the one that is passed. It knows no store and no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import product
 from math import isclose
 from typing import Any
 
@@ -29,7 +31,7 @@ from monitoring.verdict import judge
 from security.journal import Entry, unstamp
 
 TOLERANCE = 1e-9
-SAID = {"rollout.paused": "pause", "rollout.resumed": "resume", "rollout.approved": "approve"}
+SAID = {"rollout.paused": "pause", "rollout.resumed": "resume", "rollout.approved": "approve", "rollout.retried": "retry"}
 REGISTERED = "version.registered"
 BEFORE_SHADOW = (State.QUEUED, State.PREPARING)
 
@@ -48,6 +50,7 @@ class Audit:
     """What was found: entries, looks of the gate and faults by version ("" for what belongs to no version)."""
 
     entries: dict[str, int] = field(default_factory=dict)
+    policies: dict[str, RolloutPolicy] = field(default_factory=dict)  # taken as given: by digest, oldest first
     faults: dict[str, Fault] = field(default_factory=dict)
     looks: int = 0
 
@@ -104,12 +107,12 @@ class _Walk:
             group = self._one_cause(group)
 
     def _score(self, entry: Entry) -> None:
-        if entry.kind != "evidence.scored":
+        if entry.kind not in (evidence.SCORED, evidence.COUNTED):
             return
         try:
-            for text, candidate in _impossible(entry.body):
+            for text, candidate in _impossible(entry.body) if entry.kind == evidence.SCORED else ():
                 self.found.blame(entry.seq, candidate, text)
-            self.evidence = evidence.fold(self.evidence, entry.body)
+            self.evidence = evidence.fold_entry(self.evidence, entry.kind, entry.body)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             self.found.blame(entry.seq, "", f"{entry.kind}: is no entry of this kind: {error}")
 
@@ -155,52 +158,67 @@ class _Walk:
         body, now = first.body, unstamp(first.body["clock"])
         if first.kind == "rollout.queued":
             proposer = body["after"]["proposer"]
-            yield release.enqueue(self.board, body["version"], body["number"], body["parent"], now, proposer)
+            asked = {key: body[key] for key in ("actor", "reason") if key in body}
+            yield release.enqueue(self.board, body["version"], body["number"], body["parent"], now, proposer, **asked)
         elif first.kind == "routing.set" and self.board.stable is None:
             yield release.found(body["stable"], now)
         elif first.kind in SAID or body.get("actor", "gate") != "gate":
-            yield self._said(first, now)
+            yield self._said(group, now)
         else:
             yield from self._looked(group, now)
 
-    def _said(self, entry: Entry, now: datetime) -> list[Decision]:
+    def _said(self, group: Sequence[Entry], now: datetime) -> list[Decision]:
         """What a person's verb makes: the verb is given, what follows from it is not."""
+        entry = group[0]
         body = entry.body
         actor, version = body["actor"], body["version"]
         if entry.kind in SAID:
             verb = getattr(release_verbs, SAID[entry.kind])
-            return list(verb(self.board, version, now, actor=actor, reason=body["reason"]))
+            more = {"policy": self.policy} if entry.kind == "rollout.retried" else {}
+            return list(verb(self.board, version, now, actor=actor, reason=body["reason"], **more))
         said = {"actor": actor, "reason": body["reason"].removeprefix(f"{actor}: ")}
+        if State(body["to"]) is State.ROLLED_BACK:  # at once: an abort goes through ROLLING_BACK or to REJECTED
+            target = next(one.body["stable"] for one in group if one.kind == "routing.set")
+            return release_verbs.undo(self.board, now, policy=self.policy, to_version=target, **said)
         if State(body["to"]) not in TRAFFIC | {State.PROMOTED}:
             return release_verbs.abort(self.board, version, now, **said)
         acknowledged = bool((body["figures"] or {}).get("acknowledged"))
         verdicts = self._judge(version, now, acknowledged, None)
-        full = body["step"] == len(self.policy.weights) - 1
+        frozen = self.board.policy_of(self.board.rollouts[version], self.policy)
+        full = body["step"] == len(frozen.weights) - 1
         return release_verbs.promote(self.board, version, verdicts, self.policy, now, full=full, **said)
 
     def _looked(self, group: Sequence[Entry], now: datetime) -> Iterator[list[Decision]]:
-        """What the gate decides at one look; the replicas had acknowledged, or they had not."""
+        """What the gate decides at one look; replicas had acknowledged, and versions could be loaded, or not."""
         ends = next((n for n, entry in enumerate(group) if entry.kind == "rollout.stepped"), None)
         window = None if ends is None else group[ends].body["window"]
         if window is not None and window not in self.evidence.windows:
             raise ValueError(f"window {window} was stepped without evidence of it before")
         self.found.looks += 1
+        told = next((entry.body["policy"] for entry in group[:ends] if entry.kind == "policy.set"), None)
+        board, policy = self.board, RolloutPolicy.from_body(told) if told else self.board.policy or self.policy
+        if not told and self.board.policy is None:  # written before policies and the holdback were
+            policy = replace(self.policy, holdback=0.0)
+            board = replace(self.board, policy=policy)
+        if told:
+            self.found.policies[policy.digest] = policy
         loaded = {
             entry.body["version"]: entry.body["figures"].get("prepared")
             for entry in group[:ends] if entry.body.get("figures")
         }
-        for acknowledged in (True, False):
+        for loads, acknowledged in product((True, None), (True, False)):  # None: the controller loads no version
             verdicts = {
-                version: self._judge(version, now, acknowledged, loaded.get(version, one.state in BEFORE_SHADOW))
+                version: self._judge(version, now, acknowledged, loaded.get(version, one.state in BEFORE_SHADOW and loads))
                 for version, one in self.board.rollouts.items() if one.live or one.watched
             }
-            yield release.step_board(self.board, verdicts, self.policy, now, window)
+            yield release.step_board(board, verdicts, policy, now, window)
             if window is not None:  # a look without a window may share its time stamp with the window's own
-                yield release.step_board(self.board, verdicts, self.policy, now)
+                yield release.step_board(board, verdicts, policy, now)
 
     def _judge(self, version: str, now: datetime, acknowledged: bool, prepared: bool | None) -> Verdicts:
         rollout = self.board.rollouts[version]
-        return judge(rollout, self.evidence, self.policy, now, acknowledged=acknowledged, prepared=prepared)
+        policy = self.board.policy_of(rollout, self.policy)
+        return judge(rollout, self.evidence, policy, now, acknowledged=acknowledged, prepared=prepared)
 
 
 def _compare(group: Sequence[Entry], expected: Sequence[Decision]) -> tuple[int, str] | None:

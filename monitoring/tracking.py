@@ -1,4 +1,4 @@
-"""MLflow as a picture of what the journal decided: one run and one logged model for each version.
+"""MLflow as a picture of what the journal decided: one run and one logged model for each version, and the board as aliases.
 
 The one place that imports MLflow, and only inside functions (2 to 7 CPU seconds). Nothing here is read back to decide
 anything, and no pickle and no loader is written: the model is its safetensors and manifest, byte for byte. When MLflow
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeGuard
+
+from monitoring.registry import VERSION_TAG, Releases, project
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +38,7 @@ STANDARD_METRICS = (
     "gradient_norm",
     "weight_delta",
 )
-VERSION_TAG, STATE_TAG, MISSING_TAG = "headgate.version", "headgate.state", "not_measured"
+STATE_TAG, MISSING_TAG = "headgate.state", "not_measured"
 BATCH = 1000  # the most MLflow takes in one call
 FLAVOR = "headgate_adapter"
 PATIENCE_SECONDS = 60.0  # the first touch of an empty database makes its schema: 6 s on a quiet machine
@@ -101,6 +103,10 @@ class Tracker:
             return self._give_up(version, f"{type(outcome[0]).__name__}: {first_line}")
         self._quiet = False
         return outcome[0]
+
+    def show_releases(self, task: str, wanted: Releases) -> list[str]:
+        """Make the model registry show the board, see `registry.project`. Raises whatever MLflow raises, and takes its time."""
+        return project(self._connected(), task, wanted)
 
     def _give_up(self, version: str, cause: str) -> str | None:
         if not self._quiet:

@@ -9,13 +9,18 @@ It knows one rollout's figures. What follows from them is in `models/rollout.py`
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from math import isfinite
+from typing import Any
 
 from models.duration import spell
 from models.release_policy import RolloutPolicy, Verdict, Verdicts
 from models.rollout_state import TRAFFIC, Rollout, State
 from monitoring.evidence import BlockSum, Evidence, milliseconds
+from monitoring.outcome import Outcome
+from monitoring.sample_ratio import together
 from monitoring.sequential import Attribution, Betting, attribute, bet, largest_e
 
 # The harm figure is a weighted mean of e-processes: 0.8 on the test since the start, 0.2 shared by tests that begin
@@ -24,6 +29,8 @@ from monitoring.sequential import Attribution, Betting, attribute, bet, largest_
 # convicts one that was good (+.04) for 28 days and then turns bad (-.1) after 13 days, where the test since the start
 # alone takes 30 and, at -.04, never decides. 0.5 would save two days more and lose two at the start.
 SHARE_SINCE_START = 0.8
+LEAST_ROWS = 10  # of a slice in one observation: the clip of one row's difference is about its sign, not about the mean
+LARGEST_COVERAGE_GAP = 0.1  # between the arms: more, and what is compared are two kinds of users
 
 
 def judge(
@@ -35,52 +42,114 @@ def judge(
     acknowledged: bool,
     prepared: bool | None,
 ) -> Verdicts:
-    """The verdicts on one rollout at this moment. Both tests read the same closed blocks since `evidence_since`."""
+    """The verdicts on one rollout at this moment."""
+    errors, slow = _guards(rollout, evidence, policy)
+    taken = rollout.taken[-1] if rollout.taken and rollout.state in TRAFFIC else None
+    stable, canary = (evidence.arm(taken.epoch if taken else 0, name) for name in ("stable", "canary"))
+    return Verdicts(
+        **_paired(rollout, evidence, policy),
+        **_outcome(rollout, evidence, policy),
+        errors=_verdict((), Verdict.WORSE, errors.e_value >= policy.guard_threshold),
+        errors_e=errors.e_value,
+        slow=_verdict((), Verdict.WORSE, slow.e_value >= policy.guard_threshold),
+        slow_e=slow.e_value,
+        forecast=evidence.forecast,
+        slices=tuple(_slice(rollout, evidence, policy, name) for name in policy.protected_slices),
+        requests=stable.requests + canary.requests if taken else 0,
+        canary_requests=canary.requests if taken else 0,
+        canary_failed=canary.errors if taken else 0,
+        covered=_covered(evidence, policy),
+        fresh=evidence.processed is not None and now - evidence.processed <= policy.stale_after,
+        prepared=prepared,
+        acknowledged=acknowledged,
+    )
+
+
+def _paired(rollout: Rollout, evidence: Evidence, policy: RolloutPolicy) -> dict[str, Any]:
+    """Promote and harm on the same closed blocks since `evidence_since`, and what the blocks are."""
     blocks = [
         b
         for b in evidence.closed((rollout.version, rollout.against), rollout.evidence_since, policy.block)
         if b.n or b.bad
     ]
     reasons = _broken(blocks, evidence)
-    usable = [b for b in blocks if b.n and isfinite(b.total) and isfinite(b.squares)]
+    usable = list(_filled(b for b in blocks if b.n and isfinite(b.total) and isfinite(b.squares)))
     promote = bet([_clip((b.mean + policy.margin) / policy.cap) for b in usable])
     harm_e = _harm(rollout, usable, policy)
     mean = sum(b.mean for b in usable) / len(usable) if usable else None
     samples = sum(b.n for b in usable)
-    errors, slow = _guards(rollout, evidence, policy)
-    taken = rollout.taken[-1] if rollout.taken and rollout.state in TRAFFIC else None
-    stable, canary = (evidence.arm(taken.epoch, name).requests if taken else 0 for name in ("stable", "canary"))
     enough = (
         len(usable) >= policy.min_blocks
         and samples >= policy.min_samples
         and mean is not None
         and mean + policy.margin > 0
     )
-    fresh = evidence.processed is not None and now - evidence.processed <= policy.stale_after
     recent = [b.mean for b in usable[-policy.min_blocks :]]
-    return Verdicts(
-        promote=_verdict(reasons, Verdict.BETTER, enough and promote.e_value >= policy.promote_threshold),
-        promote_e=promote.e_value,
-        harm=_verdict(reasons, Verdict.WORSE, harm_e >= policy.harm_threshold),
-        harm_e=harm_e,
-        errors=_verdict((), Verdict.WORSE, errors.e_value >= policy.guard_threshold),
-        errors_e=errors.e_value,
-        slow=_verdict((), Verdict.WORSE, slow.e_value >= policy.guard_threshold),
-        slow_e=slow.e_value,
-        blocks=len(usable),
-        samples=samples,
-        mean=mean,
-        worst_block=min(recent, default=None),
+    return {
+        "promote": _verdict(reasons, Verdict.BETTER, enough and promote.e_value >= policy.promote_limit(rollout.test)),
+        "promote_e": promote.e_value,
+        "better_e": bet([_clip(b.mean / policy.cap) for b in usable]).e_value if policy.margin else promote.e_value,
+        "harm": _verdict(reasons, Verdict.WORSE, harm_e >= policy.harm_threshold),
+        "harm_e": harm_e,
+        "blocks": len(usable),
+        "samples": samples,
+        "mean": mean,
+        "worst_block": min(recent, default=None),
         # only recent blocks hold: an older disaster is in the unclipped mean, which has to pass as well
-        tail=any(m < -policy.cap for m in recent),
-        requests=stable + canary,
-        canary_requests=canary,
-        covered=evidence.coverage is None or evidence.coverage >= policy.min_coverage,
-        fresh=fresh,
-        prepared=prepared,
-        acknowledged=acknowledged,
-        reasons=reasons,
-    )
+        "tail": any(m < -policy.cap for m in recent),
+        "reasons": reasons,
+    }
+
+
+def _covered(evidence: Evidence, policy: RolloutPolicy) -> bool:
+    """Labels for enough of the examples, and for the units of both arms alike."""
+    arms = evidence.arm_coverage.values()
+    enough = all(share >= policy.min_coverage for share in (evidence.coverage, *arms) if share is not None)
+    return enough and (len(arms) < 2 or max(arms) - min(arms) <= LARGEST_COVERAGE_GAP)
+
+
+def _slice(rollout: Rollout, evidence: Evidence, policy: RolloutPolicy, name: str) -> tuple[str, float, float, float | None]:
+    """A protected slice: (name, evidence that it loses less than the slice margin, evidence of harm, mean gain)."""
+    blocks = evidence.closed((rollout.version, rollout.against), rollout.evidence_since, policy.block, name)
+    gains = [b.mean for b in _filled(b for b in blocks if b.n and isfinite(b.total))]
+    kept = bet([_clip((gain + policy.slice_margin) / policy.cap) for gain in gains])
+    harm = bet([_clip(-gain / policy.cap) for gain in gains])
+    return name, kept.e_value, harm.e_value, sum(gains) / len(gains) if gains else None
+
+
+def _filled(blocks: Iterable[BlockSum]) -> Iterator[BlockSum]:
+    """Consecutive blocks together until they have LEAST_ROWS; what is left waits. How many there are says nothing of who is
+    better, so the test stays one."""
+    parts: BlockSum | None = None
+    for block in blocks:
+        parts = replace(block, block=parts.block) + parts if parts else block
+        if parts.n >= LEAST_ROWS:
+            yield parts
+            parts = None
+
+
+def _outcome(rollout: Rollout, evidence: Evidence, policy: RolloutPolicy) -> dict[str, Any]:
+    """The randomised canary over all its steps: what users of each arm brought about, and whether the arms are the
+    planned ones. Harm is shared over the steps as in shadow."""
+    seen = evidence.exposures(rollout.version, (taken.epoch for taken in rollout.taken))
+    if not seen:
+        return {}
+    whole = sum((one.outcome for one in seen), Outcome())
+    steps = max(len(policy.weights), 1)
+    parts = [one.outcome.harm.e_value for one in seen[:steps]]
+    by_step = (sum(parts) + steps - len(parts)) / steps
+    harm_e = SHARE_SINCE_START * whole.harm.e_value + (1.0 - SHARE_SINCE_START) * by_step
+    if policy.evidence != "outcome":
+        verdict = Verdict.UNDECIDED  # shown, and no part of the decision
+    elif harm_e >= policy.harm_threshold:
+        verdict = Verdict.WORSE
+    else:
+        proven = whole.n >= policy.min_samples and whole.promote.e_value >= policy.promote_limit(rollout.test)
+        verdict = Verdict.BETTER if proven else Verdict.UNDECIDED
+    return {
+        "outcome": verdict, "outcome_e": whole.promote.e_value, "outcome_harm_e": harm_e, "effect": whole.effect,
+        "units": whole.n, "assigned_e": together(one.assigned for one in seen),
+    }
 
 
 def _broken(blocks: list[BlockSum], evidence: Evidence) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from assets.stream.formats import FormatPolicy
 from assets.stream.log import EventLog, TimestampType, Topics
 from assets.stream.registry import Registry
+from assets.windows.columns import columns_of
 from assets.windows.seal import SealPolicy
 from assets.workspace import Policies, Workspace
-from models.task import Task, load_task
+from models.task import Columns, Task, load_task, misfits
 from pipelines.connection import Connection, connection_of
 from pipelines.settings import Settings, SettingsError
 from security.journal import Journal
@@ -60,6 +61,8 @@ def workspace_of(
     """The workspace of these settings on a journal and a log that are open already."""
     task = task or load_task(settings.task)
     _check_derived(task, settings)
+    if faults := misfits(task, settings.rollout, no_rows(task)):
+        raise SettingsError("; ".join(faults))
     tracker = None
     if settings.tracking.mlflow_url:
         from monitoring.tracking import Tracker
@@ -70,6 +73,11 @@ def workspace_of(
         topics=topics_of(settings), policies=policies_of(settings), settings_digest=settings.digest(), tracker=tracker,
         actor=actor,
     )  # fmt: skip
+
+
+def no_rows(task: Task) -> Columns:
+    """The columns of the task's examples without any row: what its functions may be asked with before there is data."""
+    return {**columns_of(task.label.empty_table()), **columns_of(task.event.empty_table())}
 
 
 def topics_of(settings: Settings) -> Topics:

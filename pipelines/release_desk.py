@@ -1,14 +1,17 @@
-"""Where a person meets a release: the state with its figures, and the verbs, for the command line and the dashboard.
+"""Where a person meets a release: the state with its figures, and the verbs, for the command line, HTTP and the dashboard.
 
-It reads the journal, asks the pure rules and appends what they return; it holds no rule of its own.
+It reads the journal, asks the pure rules and appends what they return; it holds no rule of a release. Who may ask, and
+whether what was asked for is still what there is, are settled here once for every way in: proof by a one-time token
+where two persons are wanted, and a revision for requests that may come twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from functools import cached_property
+from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -16,20 +19,56 @@ from assets.windows.clock import WindowPolicy
 from models import release_verbs
 from models.release_board import Board
 from models.release_policy import RolloutPolicy, Verdicts
-from models.rollout import Decision, Rollout, explain
+from models.release_verbs import VerbRefused
+from models.rollout import Condition, Decision, Rollout, Stream, conditions, explain
 from models.rollout_state import State
-from monitoring import off_policy
+from monitoring import evidence, off_policy
+from monitoring.evidence import Evidence
+from monitoring.outlook import outlook
 from monitoring.verdict import judge
-from pipelines.reading import read_board, read_evidence
-from security.journal import Draft, Journal
+from pipelines.reading import BoardFold, read_lineage
+from security.journal import Conflict, Draft, Entry, Journal, Projection
 from security.replicas import Replicas
+from security.tokens import APPROVE, Claims, TokenRefused, refuse_revoked, spending
 
-Verb = Literal["promote", "abort", "pause", "resume", "approve"]
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
+class Verb:
+    """A verb as every way in offers it. `options`: what it takes besides a version and a reason, with the type.
+
+    `onward`: it lets a version go further, or traffic come back to one, so a request that comes twice must not do it twice.
+    Any other verb stops or consents: whatever happened meanwhile it is right, and repeating it changes nothing.
+    """
+
+    text: str
+    onward: bool = False
+    options: Mapping[str, type] = field(default_factory=dict)
+
+
+VERBS: Mapping[str, Verb] = {
+    "start": Verb("Queue a version whose update was blocked: it has to pass every gate.", onward=True),
+    "promote": Verb("Skip what is left of the current step (never a proven harm).", onward=True, options={"full": bool}),
+    "abort": Verb("Weight 0 at once; descendants are withdrawn."),
+    "pause": Verb("Go no further until resumed; guardrails and the harm test work on."),
+    "resume": Verb("Take back a pause.", onward=True),
+    "approve": Verb("Consent as a second person."),
+    "retry": Verb("A new attempt of a version that has ended; its evidence goes on, proven harm bars it.", onward=True),
+    "undo": Verb("From this stable version back to the one before, or to another.", onward=True, options={"to_version": str}),
+}
+
+
+class Stale(Exception):
+    """The task's releases are not at the revision the request was made for: look again, then decide again."""
+
+
+@dataclass
 class ReleaseDesk:
-    """The releases of one task, read afresh at every call."""
+    """The releases of one task as the journal has them at every call; what was read before is not read again.
+
+    For one thread: two that look at once need a desk each.
+    """
 
     journal: Journal
     task: str
@@ -38,13 +77,23 @@ class ReleaseDesk:
 
     def board(self) -> Board:
         """Rollouts, routing and lineage head."""
-        return read_board(self.journal, self.task)
+        return self._fold.refresh()
+
+    @property
+    def revision(self) -> str:
+        """Where the releases stood at the last `board`: decisions and routings, which only grow, so no earlier board had it."""
+        return "-".join(str(self._lengths()[f"{room}/{self.task}"]) for room in (Stream.ROLLOUT, Stream.ROUTING))
 
     def clock(self) -> datetime:
         """The task's clock: the end of the newest window for a replayed stream, else the wall."""
         if self.window.clock == "stream":
-            return read_evidence(self.journal, self.task).processed or self.window.start
-        return datetime.now(UTC)
+            return self._evidence.refresh().processed or self.window.start
+        return self._at()
+
+    def _at(self) -> datetime:
+        """The wall, never before the journal's newest entry: a slow clock would shorten the step it begins."""
+        newest = self.journal.head_at()
+        return datetime.now(UTC) if newest is None else max(datetime.now(UTC), newest)
 
     def newest(self, board: Board) -> Rollout | None:
         """The rollout people mean when they name none: the canary, else the newest that is live, else the newest."""
@@ -53,15 +102,46 @@ class ReleaseDesk:
 
     def verdicts(self, rollout: Rollout, board: Board) -> Verdicts:
         """What the evidence says now."""
-        live = Replicas(self.journal.engine).live(self.task, datetime.now(UTC), self.policy.lease)
+        live = self._replicas.live(self.task, datetime.now(UTC), self.policy.lease)
         acknowledged = all(replica.epoch >= board.epoch for replica in live)
-        evidence = read_evidence(self.journal, self.task)
-        return judge(rollout, evidence, self.policy, self.clock(), acknowledged=acknowledged, prepared=None)
+        found, policy = self._evidence.refresh(), self.policy_of(rollout, board)
+        return judge(rollout, found, policy, self.clock(), acknowledged=acknowledged, prepared=None)
 
-    def explain(self, rollout: Rollout, board: Board) -> str:
+    def policy_of(self, rollout: Rollout, board: Board) -> RolloutPolicy:
+        """What it is judged by: its own policy since its start, before that the task's newest in the journal, else ours."""
+        return board.policy_of(rollout, board.policy or self.policy)
+
+    def explain(self, rollout: Rollout, board: Board, verdicts: Verdicts | None = None) -> str:
         """Where it is, why, and what the next step waits for."""
-        free = board.canary is None or board.canary.version == rollout.version
-        return explain(rollout, self.verdicts(rollout, board), self.policy, self.clock(), free)
+        found = verdicts or self.verdicts(rollout, board)
+        policy = self.policy_of(rollout, board)
+        sentences = outlook(rollout, self._evidence.refresh(), policy)
+        return explain(rollout, found, policy, self.clock(), _free(rollout, board), sentences)
+
+    def unmet(self, rollout: Rollout, board: Board, verdicts: Verdicts) -> list[Condition]:
+        """What the next step waits for."""
+        policy = self.policy_of(rollout, board)
+        every = conditions(rollout, verdicts, policy, self.clock(), _free(rollout, board))
+        return [condition for condition in every if not condition.met]
+
+    def history(self, version: str | None = None) -> list[Entry]:
+        """Every decision, oldest first; with `version` those about it."""
+        entries = self.journal.tail(streams=[f"{room}/{self.task}" for room in ("rollout", "routing")])
+        about = [e for e in entries if version in (None, e.body.get("version") or e.body.get("rollout"))]
+        return [e for e in about if e.kind != "rollout.stepped"]
+
+    @cached_property
+    def _fold(self) -> BoardFold:
+        return BoardFold(self.journal, self.task)
+
+    @cached_property
+    def _evidence(self) -> Projection[Evidence]:
+        kinds = (evidence.SCORED, evidence.COUNTED)
+        return Projection(self.journal, f"window/{self.task}", Evidence(), _fold_evidence, kinds=kinds)
+
+    @cached_property
+    def _replicas(self) -> Replicas:
+        return Replicas(self.journal.engine)  # which makes its table: a write, so once
 
     def rank(self, log: Mapping[str, ArrayLike]) -> list[off_policy.Ranked]:
         """Versions without traffic, and stable beside them, by what they would have earned on a log of decisions, (n,) each.
@@ -89,24 +169,99 @@ class ReleaseDesk:
         unknown = [off_policy.Ranked(v, 0.0, refusal="the log has no column for it") for v in waiting if v not in log]
         return off_policy.rank(weighed) + unknown
 
-    def act(self, verb: Verb, version: str, *, actor: str, reason: str, full: bool = False) -> list[Decision]:
-        """Carry out a verb; the entries it made. Raises VerbRefused, and Conflict when somebody decided meanwhile."""
-        lengths = {room: self.journal.length(f"{room}/{self.task}") for room in ("rollout", "routing", "lineage")}
-        board, now = self.board(), self.clock()
-        if verb == "promote":
-            known = board.rollouts.get(version)
-            found = self.verdicts(known, board) if known else Verdicts()
-            decisions = release_verbs.promote(
-                board, version, found, self.policy, now, actor=actor, reason=reason, full=full
+    def act(
+        self, verb: str, version: str | None, *, actor: str, reason: str, token: Claims | None = None, **options: Any
+    ) -> list[Decision]:
+        """Carry out a verb; the entries it made, none where all is so already. Raises as `write`."""
+        entries = self.write(verb, version, actor=actor, reason=reason, token=token, **options)
+        return [Decision(entry.stream.split("/")[0], entry.kind, entry.body) for entry in entries]
+
+    def write(
+        self,
+        verb: str,
+        version: str | None,
+        *,
+        actor: str,
+        reason: str,
+        token: Claims | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> list[Entry]:
+        """Carry out a verb of `VERBS`, in one transaction; the entries it made, none where all is so already.
+
+        `token`: what proves `actor`. `revision`: refuse when anything was decided since. Raises VerbRefused, TokenRefused,
+        Stale, Conflict when somebody decided meanwhile, JournalUnreachable.
+        """
+        if token is not None:
+            refuse_revoked(self.journal, token)
+        for _ in range(ATTEMPTS):
+            board = self.board()
+            if revision is not None and revision != self.revision:
+                raise Stale(
+                    f"{verb} {version}: asked for revision {revision}, it is {self.revision} now: something was decided since, "
+                    "perhaps by this very request when it came first; look again, then decide again"
+                )
+            paid = [self._proof(version or "", board, token)] if verb == "approve" else []
+            decisions = self._decide(verb, version, board, actor=actor, reason=reason, **options)
+            if not decisions:
+                return []
+            drafts = [*(Draft(f"{d.room}/{self.task}", d.kind, d.body) for d in decisions), *filter(None, paid)]
+            try:
+                entries = self.journal.append_all(drafts, actor=actor, at=self._at(), unmoved=self._lengths())
+                return entries[: len(decisions)]
+            except Conflict:
+                if VERBS[verb].onward and revision is None:  # on another board it might be another step
+                    raise
+        raise Conflict(f"{verb} {version}: others decided {ATTEMPTS} times in a row meanwhile; nothing was written, try again")
+
+    def _decide(
+        self, verb: str, version: str | None, board: Board, *, actor: str, reason: str, **options: Any
+    ) -> list[Decision]:
+        now, said = self.clock(), {"actor": actor, "reason": reason, **options}
+        if verb == "undo":
+            if version is not None and version != board.stable:
+                raise VerbRefused(f"undo {version}: it is not stable, {board.stable} is; name the version to undo")
+            return release_verbs.undo(board, now, policy=self.policy, **said)
+        named = version or ""
+        if verb == "start":
+            known = read_lineage(self.journal, self.task).versions.get(named)
+            if known is None:
+                raise VerbRefused(f"start {named}: no such version is registered; see `headgate version list`")
+            return release_verbs.start(board, named, now, number=known["number"], parent=known["parent"], **said)
+        if verb in ("promote", "retry"):
+            one = board.rollouts.get(named)
+            verdicts = self.verdicts(one, board) if one else Verdicts()
+            said |= {"verdicts": verdicts, "policy": self.policy}
+        found: list[Decision] = getattr(release_verbs, verb)(board, named, now=now, **said)
+        return found
+
+    def _proof(self, version: str, board: Board, token: Claims | None) -> Draft | None:
+        """The entry that spends an approver's token; None without one, where none is wanted."""
+        known = board.rollouts.get(version)
+        wanted = (self.policy_of(known, board) if known else self.policy).approval == "two-person"
+        if token is None and not wanted:
+            return None
+        if token is None or APPROVE not in token.scopes:
+            raise VerbRefused(
+                f'approve {version}: approval = "two-person" takes no name on trust; whoever keeps the token key runs '
+                f"`headgate token issue --subject APPROVER --scope {APPROVE} --rollout {version}`, the approver gives what it "
+                "prints to --token-file, or to the gateway"
             )
-        else:
-            decisions = getattr(release_verbs, verb)(board, version, now, actor=actor, reason=reason)
-        drafts = [
-            Draft(f"{d.room}/{self.task}", d.kind, d.body, expected=lengths[d.room]) for d in decisions
-        ]
-        if drafts:
-            self.journal.append_all(drafts, actor=actor, at=datetime.now(UTC))
-        return decisions
+        if token.rollout != version:
+            raise TokenRefused(403, f"the token approves {token.rollout}, not {version}: ask for one of {version}")
+        return spending(self.journal, token)
+
+    def _lengths(self) -> dict[str, int]:
+        return {stream: self._fold.lengths.get(stream, 0) for stream in (f"{room}/{self.task}" for room in Stream)}
+
+
+def _fold_evidence(before: Evidence, entry: Entry) -> Evidence:
+    """The evidence after one entry of the windows' stream."""
+    return evidence.fold_entry(before, entry.kind, entry.body)
+
+
+def _free(rollout: Rollout, board: Board) -> bool:
+    return board.canary is None or board.canary.version == rollout.version
 
 
 EXIT_CODES = {

@@ -196,16 +196,21 @@ class Journal:
         """Append one entry. See `append_all`."""
         return self.append_all([draft], actor=actor, at=at)[0]
 
-    def append_all(self, drafts: Sequence[Draft], *, actor: str, at: datetime) -> list[Entry]:
-        """Append all drafts in one transaction, or none.
+    def append_all(
+        self, drafts: Sequence[Draft], *, actor: str, at: datetime, unmoved: Mapping[str, int] | None = None
+    ) -> list[Entry]:
+        """Append all drafts in one transaction, or none. `unmoved`: stream -> length, of streams that were only read.
 
-        Raises Conflict when a draft's `expected` is not its stream's length before the transaction, and
+        Raises Conflict when a draft's `expected`, or what was read, is not its stream's length before the transaction, and
         JournalUnreachable when the database does not answer.
         """
+        compared = unmoved or {}
         with self._reachable("write to"), self._writer.begin() as connection:
             head = connection.execute(sa.select(_head).where(_head.c.id == HEAD_ROW).with_for_update()).one()
-            lengths = {stream: self._length(connection, stream) for stream in {draft.stream for draft in drafts}}
+            streams = {draft.stream for draft in drafts} | set(compared)
+            lengths = {stream: self._length(connection, stream) for stream in streams}
             _compare(drafts, lengths)
+            _compare([Draft(stream, "what follows from it", {}, length) for stream, length in compared.items()], lengths)
             rows, entries, seq, prev = [], [], head.seq, head.hash
             for draft in drafts:
                 seq += 1
@@ -222,23 +227,39 @@ class Journal:
                 }
                 row["hash"] = prev = _entry_hash(row)
                 rows.append(row)
-                entries.append(_entry(row))
+                entries.append(_entry(**row))
             if rows:
                 connection.execute(sa.insert(_journal), rows)
                 connection.execute(sa.update(_head).where(_head.c.id == HEAD_ROW).values(seq=seq, hash=prev))
         return entries
 
-    def read(self, stream: str, after: int = 0) -> list[Entry]:
-        """Entries of one stream with `stream_seq` > `after`, in order."""
+    def read(self, stream: str, after: int = 0, kinds: Sequence[str] | None = None) -> list[Entry]:
+        """Entries of one stream with `stream_seq` > `after`, in order; of all kinds, or of these."""
         query = sa.select(_journal).where(_journal.c.stream == stream, _journal.c.stream_seq > after)
+        if kinds is not None:
+            query = query.where(_journal.c.kind.in_(kinds))
         return self._entries(query.order_by(_journal.c.stream_seq))
 
-    def tail(self, after: int = 0, limit: int | None = None, streams: Sequence[str] | None = None) -> list[Entry]:
-        """Entries with `seq` > `after`, in order, at most `limit`; of all streams, or of the named ones."""
+    def tail(
+        self, after: int = 0, limit: int | None = None, streams: Sequence[str] | None = None, without: Sequence[str] = ()
+    ) -> list[Entry]:
+        """Entries with `seq` > `after`, in order, at most `limit`; of all streams, or of the named ones; `without` these
+        kinds."""
         query = sa.select(_journal).where(_journal.c.seq > after)
         if streams is not None:
             query = query.where(_journal.c.stream.in_(streams))
+        if without:
+            query = query.where(_journal.c.kind.not_in(without))
         return self._entries(query.order_by(_journal.c.seq).limit(limit))
+
+    def place(self, stream: str, kinds: Sequence[str], before: int) -> int:
+        """The `stream_seq` of the stream's newest entry of these kinds with `seq` < `before`, 0 when there is none."""
+        query = sa.select(_journal.c.stream_seq).where(
+            _journal.c.stream == stream, _journal.c.kind.in_(kinds), _journal.c.seq < before
+        )
+        with self._reachable("read"), self.engine.begin() as connection:
+            found = connection.execute(query.order_by(_journal.c.stream_seq.desc()).limit(1)).scalar()
+        return int(found or 0)
 
     def length(self, stream: str) -> int:
         """How many entries the stream has."""
@@ -281,7 +302,7 @@ class Journal:
 
     def _entries(self, query: sa.Select[Any]) -> list[Entry]:
         with self._reachable("read"), self.engine.begin() as connection:
-            return [_entry(row) for row in connection.execute(query).mappings()]
+            return [_entry(*row) for row in connection.execute(query)]
 
     @staticmethod
     def _length(connection: sa.Connection, stream: str) -> int:
@@ -309,8 +330,11 @@ def _compare(drafts: Sequence[Draft], lengths: Mapping[str, int]) -> None:
             )
 
 
-def _entry(row: Mapping[Any, Any]) -> Entry:
-    return Entry(**{**row, "body": json.loads(row["body"]), "at": unstamp(row["at"])})
+def _entry(
+    seq: int, stream: str, stream_seq: int, kind: str, body: str, actor: str, at: str, prev_hash: str, hash: str  # noqa: A002
+) -> Entry:
+    """A row in the order of the table's columns."""
+    return Entry(seq, stream, stream_seq, kind, json.loads(body), actor, unstamp(at), prev_hash, hash)
 
 
 def _row_faults(row: Mapping[Any, Any], seq: int, prev: str, lengths: dict[str, int]) -> list[str]:
@@ -331,7 +355,8 @@ def _row_faults(row: Mapping[Any, Any], seq: int, prev: str, lengths: dict[str, 
 class Projection(Generic[S]):
     """An incremental fold of one stream: `refresh` reads only what is new.
 
-    `apply(state, entry)` must be pure; the projection can always be thrown away and folded again.
+    `apply(state, entry)` must be pure; the projection can always be thrown away and folded again. `kinds`: what it reads,
+    None = everything; `length` is the place of the newest entry it has read.
     """
 
     journal: Journal
@@ -339,6 +364,7 @@ class Projection(Generic[S]):
     initial: S
     apply: Callable[[S, Entry], S]
     length: int = 0
+    kinds: Sequence[str] | None = None
     state: S = field(init=False)
 
     def __post_init__(self) -> None:
@@ -346,7 +372,7 @@ class Projection(Generic[S]):
 
     def refresh(self) -> S:
         """The state after every entry of the stream."""
-        for entry in self.journal.read(self.stream, self.length):
+        for entry in self.journal.read(self.stream, self.length, self.kinds):
             self.state = self.apply(self.state, entry)
             self.length = entry.stream_seq
         return self.state

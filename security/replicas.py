@@ -5,16 +5,13 @@ This is operating state, not a decision: rows are overwritten and forgotten. It 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from security.journal import JournalUnreachable, stamp, unstamp
+from security.journal import stamp, unstamp
+from security.operating import Beside, put
 
 LEASE = timedelta(seconds=30)
 FORGOTTEN_AFTER = timedelta(days=1)  # names of replicas change with each deployment; old rows would pile up
@@ -43,30 +40,20 @@ class Replicas:
     """The table, on the journal's engine. Every method raises JournalUnreachable when the database does not answer."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-        self._writer = engine.execution_options(writes=True)
-        with _reachable():
-            try:
-                self._make_table()
-            except (sa.exc.ProgrammingError, sa.exc.IntegrityError):  # another process made it at the same moment
-                self._make_table()
-
-    def _make_table(self) -> None:
-        with self._writer.begin() as connection:
-            _metadata.create_all(connection)
+        self._table = Beside(engine, _metadata, "the table of gateway replicas")
 
     def acknowledge(self, task: str, replica: str, epoch: int, now: datetime) -> None:
         """The replica serves `epoch` at `now`. Also its sign of life: call it at each poll, at least once a lease."""
         row = {"task": task, "replica": replica, "epoch": epoch, "seen": stamp(now)}
         old = (_replicas.c.task == task) & (_replicas.c.seen < stamp(now - FORGOTTEN_AFTER))
-        with _reachable(), self._writer.begin() as connection:
+        with self._table.writing() as connection:
             connection.execute(sa.delete(_replicas).where(old))
-            connection.execute(_upsert(connection.dialect.name, row))
+            put(connection, _replicas, [row])
 
     def forget(self, task: str, replica: str) -> None:
         """The replica has ended in good order: nobody has to wait for its lease."""
         gone = (_replicas.c.task == task) & (_replicas.c.replica == replica)
-        with _reachable(), self._writer.begin() as connection:
+        with self._table.writing() as connection:
             connection.execute(sa.delete(_replicas).where(gone))
 
     def live(self, task: str, now: datetime, lease: timedelta = LEASE) -> list[Replica]:
@@ -75,7 +62,7 @@ class Replicas:
             # a word from the future is of a clock that was wrong: it would count for as long as that clock was ahead
             _replicas.c.task == task, _replicas.c.seen > stamp(now - lease), _replicas.c.seen < stamp(now + lease)
         )
-        with _reachable(), self._engine.begin() as connection:
+        with self._table.reading() as connection:
             rows = connection.execute(query.order_by(_replicas.c.replica)).all()
         return [Replica(name, int(epoch), unstamp(seen)) for name, epoch, seen in rows]
 
@@ -86,20 +73,3 @@ class Replicas:
     def all_acknowledged(self, task: str, epoch: int, now: datetime, lease: timedelta = LEASE) -> bool:
         """Whether no live replica lags behind `epoch`. Also true when none is live: ask `live` where that matters."""
         return not self.lagging(task, epoch, now, lease)
-
-
-def _upsert(dialect: str, row: dict[str, Any]) -> sa.Insert:
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    changed = {"epoch": row["epoch"], "seen": row["seen"]}
-    return insert(_replicas).values(row).on_conflict_do_update(index_elements=["task", "replica"], set_=changed)
-
-
-@contextmanager
-def _reachable() -> Iterator[None]:
-    try:
-        yield
-    except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise JournalUnreachable(
-            f"the table of gateway replicas does not answer: {cause}; check that the journal's database runs"
-        ) from error

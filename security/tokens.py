@@ -4,6 +4,9 @@ The profile is RFC 9068 (`typ` at+jwt) narrowed after RFC 8725: EdDSA only, the 
 map and never taken from the token, the size is checked before anything is decoded, and the clock is passed in. A
 verified token is remembered by its sha256; expiry, revocation, key and scope are checked at each use all the same.
 
+A token of scope `release:approve` is one person's word on one version: it names that version in the claim `rollout`, holds
+no other scope, and is spent by the approval it makes (`spending`).
+
 It knows no route and no server: the gateway says which scope a route needs, and how a refusal is shown.
 """
 
@@ -21,11 +24,12 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from security.journal import Conflict, Draft, Journal
+from security.journal import Draft, Journal
 from security.keys import key_id
 
-SCOPES = ("model:predict", "metrics:read", "versions:read", "release:write")
-WRITE_SCOPES = frozenset({"release:write"})
+APPROVE = "release:approve"
+SCOPES = ("model:predict", "metrics:read", "versions:read", "release:read", "release:write", APPROVE)
+WRITE_SCOPES = frozenset({"release:write", APPROVE})
 ALGORITHMS = ["EdDSA"]
 TYPE = "at+jwt"
 REQUIRED = ("exp", "iat", "nbf", "iss", "aud", "sub", "jti", "scope")
@@ -44,7 +48,7 @@ DECODE_OPTIONS: Any = {
 
 
 class TokenRefused(Exception):
-    """A request without a valid token (`status` 401) or without the scope (403).
+    """A request without a valid token (`status` 401), or whose token is not for this (403): scope, version, spent.
 
     `reason` is for the log and never holds the token; show the client only `answer`, which is the same for every 401.
     """
@@ -58,12 +62,14 @@ class TokenRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a verified token says. `expires` in seconds since 1970, without leeway."""
+    """What a verified token says. `expires` in seconds since 1970, without leeway; `rollout` the one version that a
+    `release:approve` token is for."""
 
     subject: str
     scopes: frozenset[str]
     jti: str
     expires: float
+    rollout: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +87,16 @@ def issue(
     audience: str,
     lifetime: timedelta,
     now: datetime,
+    rollout: str | None = None,
 ) -> str:
-    """A signed token. Raises ValueError for an empty subject, a malformed scope or a lifetime out of bounds."""
+    """A signed token. Raises ValueError for an empty subject, a malformed scope, a lifetime out of bounds, and for
+    `release:approve` without the version it is for or together with another scope."""
     if not subject:
         raise ValueError("a token needs a subject: who will use it?")
     if not scopes or any(not scope or scope.split() != [scope] for scope in scopes):
         raise ValueError(f"scopes {list(scopes)!r}: give one or more words of {', '.join(SCOPES)}")
+    if not _bound_rightly(frozenset(scopes), rollout):
+        raise ValueError(f"scopes {' '.join(scopes)}, rollout {rollout!r}: {APPROVE} stands alone and names one version")
     limit = _lifetime_limit(frozenset(scopes))
     if not timedelta(0) < lifetime <= limit:
         raise ValueError(f"lifetime {lifetime} is not between 0 and {limit} for {' '.join(scopes)}: ask for less")
@@ -100,23 +110,31 @@ def issue(
         "nbf": start,
         "exp": start + int(lifetime.total_seconds()),
         "scope": " ".join(scopes),
-    }
+    } | ({"rollout": rollout} if rollout else {})
     token = jwt.encode(claims, key, algorithm="EdDSA", headers={"typ": TYPE, "kid": key_id(key.public_key())})
     if len(token) > MAX_TOKEN_BYTES:
         raise ValueError(f"the token has {len(token)} bytes, limit {MAX_TOKEN_BYTES}: shorten subject or scopes")
     return token
 
 
-def use_once(journal: Journal, claims: Claims, *, actor: str, at: datetime) -> None:
-    """Spend a token's `jti`: the first caller of all replicas goes on, everyone after it gets TokenRefused 401.
+def spending(journal: Journal, claims: Claims) -> Draft:
+    """The entry that spends a token's `jti`, to be appended in the transaction of the write it pays for.
 
-    For writes that must not be replayed. The journal's put-if-absent decides, so two replicas cannot both win; when the
-    journal does not answer the error goes up and nothing is written: a write scope fails closed.
+    Its put-if-absent lets one of all replicas win: the others get Conflict from the journal, and TokenRefused 403 from
+    here when they look again. A write that is refused spends nothing. When the journal does not answer the error goes up
+    and nothing is written: a write scope fails closed.
     """
-    try:
-        journal.append(Draft(f"auth/{claims.jti}", "token.spent", {"jti": claims.jti}, 0), actor=actor, at=at)
-    except Conflict as conflict:
-        raise TokenRefused(401, f"token {claims.jti} was used before and is good for one write only") from conflict
+    for entry in journal.read(f"auth/{claims.jti}"):
+        reason = f"token {claims.jti} was used before, in journal entry {entry.seq}: it is good for one approval"
+        raise TokenRefused(403, f"{reason}; ask for another")
+    body = {"jti": claims.jti, "subject": claims.subject, "rollout": claims.rollout}
+    return Draft(f"auth/{claims.jti}", "token.spent", body, expected=0)
+
+
+def refuse_revoked(journal: Journal, claims: Claims) -> None:
+    """TokenRefused 401 for a token that the journal says is revoked, for writes, which do not wait for a poll."""
+    if any(entry.kind == "token.revoked" and entry.body["jti"] == claims.jti for entry in journal.read("auth")):
+        raise TokenRefused(401, f"token {claims.jti} is revoked")
 
 
 class Verifier:
@@ -218,8 +236,18 @@ def _checked(claims: Mapping[str, Any], now: float) -> Claims:
         if not isinstance(claims[name], str) or not claims[name].strip():
             raise TokenRefused(401, f"claim {name} is not a text")
     scopes = frozenset(claims["scope"].split(" ")) - {""}
+    rollout = claims.get("rollout")
+    if not _bound_rightly(scopes, rollout):
+        raise TokenRefused(401, f"claim rollout {str(rollout)[:80]!r} does not fit the scopes: {APPROVE} names one version")
     expires = _times(claims, now, _lifetime_limit(scopes))
-    return Claims(claims["sub"], scopes, claims["jti"], expires)
+    return Claims(claims["sub"], scopes, claims["jti"], expires, rollout)
+
+
+def _bound_rightly(scopes: frozenset[str], rollout: Any) -> bool:
+    """Whether the token is of one version and for its approval only, or of none and for anything but approvals."""
+    if APPROVE in scopes:
+        return len(scopes) == 1 and isinstance(rollout, str) and rollout.strip() != ""
+    return rollout is None
 
 
 def _times(claims: Mapping[str, Any], now: float, limit: timedelta) -> float:

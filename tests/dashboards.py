@@ -39,6 +39,7 @@ class Story:
     clock."""
 
     def __init__(self, journal: Journal, wall: datetime = WALL) -> None:
+        self.policy, self.acknowledged = POLICY, True
         self.journal, self.wall, self.day = journal, wall, 0
         self._known = Facts(TASK)
         self.put("lineage", "base.registered", {"version": BASE, "digest": "00", "parent": None, "rows": 77606})
@@ -107,10 +108,10 @@ class Story:
         while True:
             facts = self.facts()
             found = {
-                r.version: judge(r, facts.evidence, POLICY, self.clock, acknowledged=True, prepared=True)
+                r.version: judge(r, facts.evidence, self.policy, self.clock, acknowledged=self.acknowledged, prepared=True)
                 for r in facts.board.rollouts.values()
             }
-            decisions = release.step_board(facts.board, found, POLICY, self.clock, window)
+            decisions = release.step_board(facts.board, found, self.policy, self.clock, window)
             if not decisions:
                 return
             self.decide(decisions)

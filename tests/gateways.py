@@ -85,13 +85,13 @@ class World:
     def note(self, stream: str, kind: str, body: dict[str, Any]) -> None:
         self.journal.append(Draft(f"{stream}/{self.task.name}", kind, body), actor="test", at=datetime.now(UTC))
 
-    def version(self, number: int) -> str:
+    def version(self, number: int, spread: float = 0.1) -> str:
         """Write, sign and register a version whose adapter is drawn by its number."""
         module, config = build(self.task, self.base), AdapterConfig(r=2)
         lora.attach(module, config, lora.first_draw(self.base))
         draw = np.random.default_rng(number)
         adapter = lora.extract(module)
-        tensors = {name: (a + draw.normal(0, 0.1, a.shape)).astype(a.dtype) for name, a in adapter.items()}
+        tensors = {name: (a + draw.normal(0, spread, a.shape)).astype(a.dtype) for name, a in adapter.items()}
         written = write_version(
             self.store / self.task.name / "versions",
             number=number,
@@ -139,7 +139,9 @@ class World:
         client = httpx.Client(base_url=made.start(), headers={"authorization": f"Bearer {self.token()}"})
         return made, client
 
-    def token(self, *scopes: str, ago: timedelta = timedelta(0), subject: str = "acme") -> str:
+    def token(
+        self, *scopes: str, ago: timedelta = timedelta(0), subject: str = "acme", rollout: str | None = None
+    ) -> str:
         return issue(
             private_key(self.keys, "token"),
             subject=subject,
@@ -148,6 +150,7 @@ class World:
             audience="headgate-gateway",
             lifetime=timedelta(minutes=10),
             now=datetime.now(UTC) - ago,
+            rollout=rollout,
         )
 
     def recorded(self, topic: str = "predictions") -> list[dict[str, Any]]:

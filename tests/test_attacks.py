@@ -126,7 +126,7 @@ def test_a_death_between_a_conviction_and_its_alarm_still_alarms(tmp_path, monke
     day = 0
     while "REJECTED" not in {rollout.state for rollout in world.workspace.board().rollouts.values()}:
         with monkeypatch.context() as patched:
-            patched.setattr(sys.modules["assets.steps.rollout"], "_conviction", die)
+            patched.setattr("monitoring.convictions.conviction", die)
             try:
                 run(world, day)
             except KeyboardInterrupt:

@@ -366,6 +366,13 @@ def test_check_tries_the_configured_task_and_takes_the_flips_its_versions_made(i
     assert found["failed"] == 0 and "1,000 rows can show" in golden and "(measured)" in golden
 
 
+def test_one_look_of_the_controller_decides_nothing_where_nothing_is_to_decide(installed, headgate):
+    before = headgate("status", "--json").json["journal_entries"]
+    looked = headgate("controller", "--once", "--json")
+    assert looked.code == 0 and headgate("status", "--json").json["journal_entries"] == before + len(looked.rows)
+    assert headgate("controller", "--once").out == "", "a second look finds all done"
+
+
 def test_every_command_is_typed_in_this_file():
     typed = set(re.findall(r'(?:headgate\(|\(\()"([a-z-]+)"', Path(__file__).read_text()))
     assert set(COMMANDS) - ELSEWHERE - typed == set()

@@ -18,6 +18,7 @@ from assets import schema_rules
 from models import adapter_rules, task_rules
 from models.config import AdapterConfig, RetentionConfig
 from models.conformance import Broken, Case, Rule, run
+from models.release_policy import RolloutPolicy
 from models.task import check
 from pipelines.cli import cli
 from tests import tasks
@@ -227,6 +228,20 @@ def broken(found):
     return {outcome.rule: outcome.text for outcome in found if outcome.state == "FAIL"}
 
 
+class Costly(Sound):
+    def outcome(self, columns, answers):
+        return 100.0 * (columns["y"] == 0)
+
+
+class Sliced(Sound):
+    def slices(self, columns):
+        return {"left": (columns["x0"] < 0).astype(int)}
+
+
+class Unseen(Sound):
+    label_seen = "if_allowed"
+
+
 PROTECTED = {"retention": RetentionConfig(protected=("history",))}
 CASES = [
     (Without, {}, "history", "add history()"),
@@ -242,6 +257,11 @@ CASES = [
     (Mean, {}, "loss of each example", "one value each"),
     (InBatch, {}, "loss of each example", "depends on those beside it"),
     (Unbounded, {}, "gate loss bounded", "grows with the output"),
+    (Costly, {}, "outcome", "outcome of row 0 is 100.0, outside .* divide the cost by its largest value and clip it"),
+    (Sliced, {}, "slices", r"slice 'left' is int64 \(64,\) for 64 rows; bool, one each"),
+    (Sound, {"rollout": RolloutPolicy(protected_slices=("night",))}, "release policy", "blobs has: none. Correct the name"),
+    (Sound, {"rollout": RolloutPolicy(strategy="ab")}, "release policy", "has no outcome"),
+    (Unseen, {}, "release policy", "what was refused has no label.*a first step of 1 or more"),
     (Sound, PROTECTED, "golden sets", "the floor 0.995 needs about 13,528 rows; every update would be refused"),
     (Sound, {"retention": RetentionConfig(protected=("histroy",))}, "golden sets", "regimes are: history"),
     (Numbers, {}, "golden sets", "golden set 'night' lacks event_id"),

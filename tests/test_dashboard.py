@@ -86,10 +86,11 @@ def test_the_word_is_the_worst_thing_that_is_true(story: Story) -> None:
 
 
 def test_a_gateway_that_lags_holds_the_raise_of_the_weight_and_is_counted(story: Story) -> None:
+    policy = story.policy = replace(POLICY, min_blocks=3, alpha=0.2)
+    story.acknowledged = False  # while the story goes on
     story.days(1)
     story.version(1)
-    story.days(6, 0.09)  # six blocks: the story's own policy wants seven, the one of these looks three
-    policy = replace(POLICY, min_blocks=3, alpha=0.2)
+    story.days(6, 0.09)
     current, lagging = Replica("gateway-1", 1, WALL), Replica("gateway-1", 0, WALL)
     assert fold(story, policy, replicas=[current]).strip.body.word == "OK"  # type: ignore[union-attr]
     strip = fold(story, policy, replicas=[lagging]).strip.body

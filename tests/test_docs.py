@@ -12,7 +12,7 @@ from monitoring.alarms import KINDS
 from pipelines.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("infra/decisions/*.md")])
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("infra/decisions/*.md")])
 ROOMS = ("pipelines", "assets", "monitoring", "models", "security")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 

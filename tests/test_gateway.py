@@ -85,6 +85,8 @@ def test_every_route_refuses_a_stranger_and_a_wrong_scope_unless_the_table_says_
     _, client = world.gateway(host="127.0.0.1")
     world.running[0]._app._open_metrics = False  # as it is when the gateway listens beyond loopback
     for route in ROUTES:
+        if route.path.startswith("/v1/rollouts"):
+            continue  # tests/test_rollout_http.py has them
         client.headers.pop("authorization", None)
         body = json.dumps(EVENT) if route.method == "POST" else None
         wrong, right = world.token("release:write"), world.token(*([route.scope] if route.scope else []))

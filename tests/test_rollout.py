@@ -76,7 +76,7 @@ def test_a_good_version_walks_from_shadow_to_stable_one_step_a_look() -> None:
         board, _ = step(board, T0 + day * DAY, v1=GOOD)
         seen.append((state(board, "v1").value, board.routing.weight if board.routing else None))
     assert seen == [
-        ("SHADOW", 0.0), ("CANARY", 0.1), ("CANARY", 0.5), ("PROMOTING", 1.0), ("BAKING", 1.0), ("PROMOTED", 0.0),
+        ("SHADOW", 0.0), ("CANARY", 0.1), ("CANARY", 0.5), ("PROMOTING", 0.99), ("BAKING", 0.99), ("PROMOTED", 0.0),
     ]
     assert board.stable == "v1" and board.routing is not None and board.routing.canary is None
     assert board.epoch == 5 and board.pairs() == []
@@ -305,7 +305,7 @@ def test_promote_skips_a_step_and_full_goes_to_all_of_the_traffic() -> None:
     one = fold_all(board, promote(board, "v1", QUIET, POLICY, T0, **WHO))
     assert one.rollouts["v1"].weight == 0.1
     full = fold_all(one, promote(one, "v1", QUIET, POLICY, T0, full=True, **WHO))
-    assert full.rollouts["v1"].state is State.PROMOTING and full.routing is not None and full.routing.weight == 1.0
+    assert full.rollouts["v1"].state is State.PROMOTING and full.routing is not None and full.routing.weight == 0.99
     baking, _ = step(full, T0 + DAY)
     done = fold_all(baking, promote(baking, "v1", QUIET, POLICY, T0 + DAY, **WHO))
     assert done.stable == "v1" and "ana: release drill" in done.rollouts["v1"].reason
@@ -370,8 +370,8 @@ def test_explain_names_the_figures_and_the_next_condition() -> None:
         ({"steps": ("shadow", 10, 5, 100)}, "rising"),
         ({"steps": ("shadow", 10)}, "end with 100"),
         ({"alpha": 0.0}, r"outside \(0, 1\)"),
-        ({"alpha_per": "year"}, "use one of 'attempt'"),
-        ({"strategy": "ab"}, "use one of 'grey', 'shadow'"),
+        ({"alpha_per": "month"}, "use one of 'attempt', 'year'"),
+        ({"strategy": "red-black"}, "use one of 'grey', 'ab'"),
         ({"margin": 0.2}, "margin < cap"),
         ({"shadow_slots": 0}, "shadow_slots = 0 < 1"),
     ],

@@ -103,3 +103,12 @@ def test_the_command_answers_from_the_journal_and_without_one(tmp_path: Path, ca
         assert found["blocks"] == blocks and ("assumed" in said[0]) == (not blocks)
         assert set(found["effects"]) == ({"equal", "observed", "given"} if blocks else {"equal", "given"})
         assert found["effects"]["given"]["promoted"]["share"] == 1.0
+
+
+def test_where_outcomes_decide_a_better_version_is_promoted_and_a_worse_one_goes() -> None:
+    policy = RolloutPolicy(strategy="ab", min_requests=0)
+    history = BlockHistory(outcomes=2000.0, cost=0.3)
+    ends = {gain: rehearse(policy, DAY, history, gain, runs=60, seed=3) for gain in (0.03, 0.0, -0.05)}
+    assert ends[0.03].share("promoted") > 0.9 and (ends[0.03].quantile("promoted", 0.0) or 0.0) > 14
+    assert ends[0.0].share("promoted") <= 0.1  # alpha / 3 and 60 runs: 6 or more in one of 4,000 such tests
+    assert ends[-0.05].share("rolled back") > 0.9

@@ -213,8 +213,18 @@ def test_copying_a_journal_row_by_row_is_no_fault(honest, tmp_path) -> None:
     assert audited(tampered(honest, tmp_path, lambda rows: None)).sound
 
 
-def test_another_policy_does_not_explain_the_journal(honest) -> None:
-    assert not audited(honest, replace(POLICY, alpha=0.2)).sound
+def test_a_policy_changed_since_explains_the_journal_as_it_was_decided(honest) -> None:
+    found = audited(honest, replace(POLICY, alpha=0.2))
+    assert found.sound and list(found.policies.values()) == [POLICY]
+
+
+def test_another_policy_in_the_journal_does_not_explain_its_decisions(honest, tmp_path) -> None:
+    def laxer(rows: list[dict[str, Any]]) -> None:
+        row = next(row for row in rows if row["kind"] == "policy.set")
+        policy = replace(POLICY, alpha=0.2)
+        row["body"] |= {"policy": policy.to_body(), "digest": policy.digest}
+
+    assert not audited(tampered(honest, tmp_path, laxer)).sound
 
 
 def test_the_command_prints_ok_for_each_rollout_and_leaves_with_1_at_a_fault(honest, tmp_path, capsys, monkeypatch) -> None:

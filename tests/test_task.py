@@ -93,6 +93,8 @@ def test_a_constructor_that_fails_is_named(module):
         ("subject", "account_id", "names account_id, not a field of event"),
         ("label_derived", ("late_share",), "names late_share, not a field of event"),
         ("loss", None, "loss is not a method"),
+        ("outcome", 5, "outcome is not a method"),
+        ("slices", {"left": ()}, "slices is not a method"),
         ("ranges", [("x0", 0, 1)], "must be {field: (lowest, highest)}"),
         ("ranges", {"x_0": (0, 1)}, "ranges names 'x_0', no field of event or label: name a field of numbers"),
         ("ranges", {"event_id": (0, 1)}, "ranges names 'event_id', a field of string"),
@@ -104,3 +106,8 @@ def test_a_constructor_that_fails_is_named(module):
 def test_a_member_of_the_wrong_kind_is_refused_with_what_it_is(monkeypatch, member, value, said):
     monkeypatch.setattr(TwoBlobs, member, value, raising=False)
     assert said in refused("tests.tasks:TwoBlobs")
+
+
+def test_an_unseen_label_of_what_was_refused_is_no_negative(module):
+    name = module("class Fraud(TwoBlobs):\n    label_seen, negative_if_absent = 'if_allowed', True\n")
+    assert "send a label for each event that was allowed" in refused(f"{name}:Fraud")

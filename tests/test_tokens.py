@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from security.journal import Journal
+from security.journal import Conflict, Draft, Journal
 from security.keys import key_id
-from security.tokens import MAX_TOKEN_BYTES, TokenRefused, Verifier, issue, use_once
+from security.tokens import MAX_TOKEN_BYTES, TokenRefused, Verifier, issue, refuse_revoked, spending
 
 KEY, FOREIGN = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 KID = key_id(KEY.public_key())
@@ -29,10 +29,9 @@ def verifier():
     return Verifier({KID: KEY.public_key()}, "headgate", "gateway")
 
 
-def token(scopes=(PREDICT,), lifetime=HOUR, now=NOW):
-    return issue(
-        KEY, subject="acme", scopes=scopes, issuer="headgate", audience="gateway", lifetime=lifetime, now=now
-    )
+def token(scopes=(PREDICT,), lifetime=HOUR, now=NOW, rollout=None):
+    named = {"subject": "acme", "scopes": scopes, "issuer": "headgate", "audience": "gateway"}
+    return issue(KEY, **named, lifetime=lifetime, now=now, rollout=rollout)
 
 
 def forged(key=KEY, header=(), without=(), **claims):
@@ -103,6 +102,12 @@ FORGERIES = {
     "lives too long": (lambda: forged(exp=T + 86401), "lifetime"),
     "lives backwards": (lambda: forged(exp=T - 1), "lifetime"),
     "writes for too long": (lambda: forged(scope="release:write", exp=T + 3601), "lifetime"),
+    "approves for too long": (lambda: forged(scope="release:approve", rollout="v1", exp=T + 3601), "lifetime"),
+    "approves anything": (lambda: forged(scope="release:approve"), "rollout"),
+    "approves a list": (lambda: forged(scope="release:approve", rollout=["v1", "v2"]), "rollout"),
+    "approves a blank": (lambda: forged(scope="release:approve", rollout=" "), "rollout"),
+    "approves and writes": (lambda: forged(scope="release:approve release:write", rollout="v1"), "rollout"),
+    "bound without approving": (lambda: forged(scope="release:write", rollout="v1"), "rollout"),
     "exp is NaN": (lambda: forged(exp=float("nan")), "finite"),
     "exp is infinite": (lambda: forged(exp=float("inf")), "finite"),
     "exp is a text": (lambda: forged(exp=str(T + 60)), "finite"),
@@ -193,6 +198,10 @@ def test_several_threads_share_one_verifier(verifier):
         ({"lifetime": timedelta(hours=25)}, "not between 0 and 1 day"),
         ({"lifetime": timedelta(0)}, "not between"),
         ({"scopes": ("release:write",), "lifetime": timedelta(hours=2)}, "1:00:00 for release:write"),
+        ({"scopes": ("release:approve",), "lifetime": timedelta(hours=2), "rollout": "v1"}, "1:00:00 for release:approve"),
+        ({"scopes": ("release:approve",)}, "stands alone and names one version"),
+        ({"scopes": ("release:approve", "release:write"), "rollout": "v1"}, "stands alone"),
+        ({"rollout": "v1"}, "model:predict, rollout 'v1'"),
         ({"scopes": ()}, "model:predict"),
         ({"scopes": ("model:predict metrics:read",)}, "words"),
     ],
@@ -202,16 +211,37 @@ def test_a_token_nobody_would_accept_is_not_issued(changed, message):
         token(**changed)
 
 
-def test_a_token_for_one_write_is_spent_by_one_of_all_replicas(journal_url, verifier):
-    claims = verifier.verify(f"Bearer {token(('release:write',))}", "release:write", T)
+@pytest.mark.parametrize("scopes", [("release:write",), ("release:read",), (PREDICT, "versions:read", "metrics:read")])
+def test_no_other_scope_approves(verifier, scopes):
+    assert refusal(verifier, token(scopes), scope="release:approve").status == 403
+
+
+def test_an_approval_token_is_spent_with_the_write_it_pays_for_by_one_of_all_replicas(journal_url, verifier):
+    claims = verifier.verify(f"Bearer {token(('release:approve',), rollout='v1')}", "release:approve", T)
+    assert claims.rollout == "v1"
 
     def spend(replica):
         try:
-            use_once(replica, claims, actor="acme", at=NOW)
+            replica.append_all([Draft("rollout/x", "said", {}), spending(replica, claims)], actor="acme", at=NOW)
+        except Conflict:
+            return "late"
         except TokenRefused as error:
             return error.status
         return "spent"
 
+    journals = [Journal(journal_url) for _ in range(3)]
     with ThreadPoolExecutor(3) as threads:
-        outcomes = list(threads.map(spend, [Journal(journal_url) for _ in range(3)]))
-    assert sorted(outcomes, key=str) == [401, 401, "spent"]
+        outcomes = list(threads.map(spend, journals))
+    assert outcomes.count("spent") == 1 and set(outcomes) <= {"spent", "late", 403}
+    assert journals[0].length("rollout/x") == 1, "who could not spend it wrote nothing else either"
+    with pytest.raises(TokenRefused, match=r"used before, in journal entry 2.*ask for another"):
+        spending(journals[0], claims)
+
+
+def test_a_write_asks_the_journal_whether_its_token_is_revoked(journal_url, verifier):
+    journal = Journal(journal_url)
+    held, gone = (verifier.verify(f"Bearer {token(('release:write',))}", "release:write", T) for _ in range(2))
+    journal.append(Draft("auth", "token.revoked", {"jti": gone.jti}), actor="cli", at=NOW)
+    refuse_revoked(journal, held)
+    with pytest.raises(TokenRefused, match="revoked"):
+        refuse_revoked(journal, gone)

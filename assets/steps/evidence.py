@@ -1,33 +1,39 @@
 """Step `evidence`: score the versions under test on the window's examples, before anything is trained on them.
 
-Stable and candidate answer the same examples. Requests by arm come from the sealed predictions. What is written are sums
-and counts; what follows from them is for the release rules. Examples whose life touches an accepted gap do not count, and
-those outside the ranges a record must keep are not scored: what they say, a loss may not even know.
+Stable and candidate answer the same examples. Requests by arm come from the sealed predictions, and with mature labels what
+came of them (exposure.py). What is written are sums and counts; what follows from them is for the release rules. Examples
+whose life touches an accepted gap do not count, and those outside the ranges a record must keep are not scored: what they
+say, a loss may not even know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from assets.screening import ranges
+from assets.steps import exposure
 from assets.steps.rollout import verified
 from assets.windows.clock import window_bounds
 from assets.windows.columns import columns_of
 from assets.windows.gap import touched
-from assets.windows.seal import find_sealed, read_sealed
 from assets.workspace import Workspace
 from models.poisoning import null_records
+from models.release_board import Board
+from models.release_policy import RolloutPolicy
+from models.task import Columns, slices
 from monitoring import evidence as sums
 
 
 def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
     """The body of `evidence.scored`: pairs with their block sums, requests by arm, mean losses by version (in-zone)."""
-    known = workspace.body("evidence.scored", window)
+    known = workspace.body(sums.SCORED, window)
     if known is not None:
+        exposure.restore(window, workspace, known.get("exposure"))
         return known
     board = workspace.board()
     table = workspace.examples(window)
@@ -36,47 +42,81 @@ def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
     columns = {name: column[fit] for name, column in everything.items()}
     joined = workspace.body("examples.joined", window) or {}
     losses = _losses(workspace, columns, [version for pair in board.pairs() for version in pair])
-    comparable = [pair for pair in board.pairs() if set(pair) <= set(losses)]  # a refused version is no evidence
-    policy, grid = workspace.policies.rollout, workspace.policies.window
     matured = everything["_matured"].astype("datetime64[ms]").astype(np.int64)
-    sound, void = _without_gaps(workspace, window, matured)
+    lengths = {workspace.policies.rollout.block, *(_policy(workspace, board, pair).block for pair in board.pairs())}
+    sound, void = _without_gaps(workspace, window, matured, fit, lengths)
+    answers = exposure.predictions(window, workspace)
+    used = exposure.served(window, workspace, answers, everything, fit & sound)
     matured, sound = matured[fit], sound[fit]
-    pairs = {
-        (candidate, stable): sums.score(
-            losses[stable][sound], losses[candidate][sound], matured[sound], policy.block, sums.milliseconds(grid.start)
-        )
-        for candidate, stable in comparable
-    }
+    pairs, parts = _scored(workspace, board, columns, losses, matured, sound)
     # The window's end, also by the wall clock: catching up after an outage, the time of day closes no block and is no news.
-    end = window_bounds(grid, window)[1]
-    body = sums.entry(window, end, pairs, _served(window, workspace), joined.get("coverage"))
-    body |= {"examples": table.num_rows, "stable": board.stable, "losses": _shown(workspace, columns, board.head)} | void
-    return workspace.history.once("evidence.scored", body, actor=workspace.actor, at=workspace.now()).body
+    end = window_bounds(workspace.policies.window, window)[1]
+    body = sums.entry(window, end, pairs, _served(workspace, answers), joined.get("coverage"), slices=parts, **used.entry)
+    body |= {"examples": int(fit.sum()), "stable": board.stable, "losses": _shown(workspace, columns, board.head)}
+    return workspace.history.once(sums.SCORED, {**body, **used.body, **void}, actor=workspace.actor, at=workspace.now()).body
 
 
-def _without_gaps(workspace: Workspace, window: str, matured: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Which examples count, bool (n,), by maturity in ms UTC (n,); and what to journal of those that do not.
+def _scored(
+    workspace: Workspace,
+    board: Board,
+    columns: Columns,
+    losses: Mapping[str, np.ndarray],
+    matured: np.ndarray,
+    sound: np.ndarray,
+) -> tuple[dict[sums.Pair, list[sums.BlockSum]], dict[sums.Pair, dict[str, list[sums.BlockSum]]]]:
+    """The blocks of each pair, and of each protected slice of it, by the policy its rollout was started under."""
+    origin = sums.milliseconds(workspace.policies.window.start)
+    known = slices(workspace.task, columns)
+    pairs, parts = {}, {}
+    for pair in board.pairs():
+        if not set(pair) <= set(losses):  # a refused version is no evidence
+            continue
+        policy = _policy(workspace, board, pair)
+
+        def blocks(rows: np.ndarray, pair: sums.Pair = pair, length: timedelta = policy.block) -> list[sums.BlockSum]:
+            return sums.score(losses[pair[1]][rows], losses[pair[0]][rows], matured[rows], length, origin)
+
+        pairs[pair] = blocks(sound)
+        # a slice the task has lost has no evidence: the version is never promoted
+        parts[pair] = {name: blocks(sound & known[name]) for name in policy.protected_slices if name in known}
+    return pairs, parts
+
+
+def _policy(workspace: Workspace, board: Board, pair: sums.Pair) -> RolloutPolicy:
+    return board.policy_of(board.rollouts[pair[0]], workspace.policies.rollout)
+
+
+def _without_gaps(
+    workspace: Workspace, window: str, matured: np.ndarray, fit: np.ndarray, lengths: Iterable[timedelta]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Which examples count, bool (n,), by maturity in ms UTC (n,) and blocks of these lengths; and what to journal of those
+    that are fit and do not.
 
     A block (a day) that touches an accepted gap is void as a whole: a part of a day is another observation than the day. Of
     a window with a gap, what matured in [start, end + horizon) was alive in it; a label lies up to a horizon before or after
     its event's arrival, so that in [start, end + 2 horizons) it may be the label that is lost (the join has the same rule).
     """
     grid, horizon = workspace.policies.window, workspace.task.label_horizon
-    length = workspace.policies.rollout.block // timedelta(milliseconds=1)
     origin, begin = sums.milliseconds(grid.start), sums.milliseconds(window_bounds(grid, window)[0])
     lives = {}
     for topic, reach in ((workspace.topics.events, horizon), (workspace.topics.labels, 2 * horizon)):
         for name in touched(workspace.history.refresh(), (topic,)):
             start, end = window_bounds(grid, name)
             lives[name] = sums.milliseconds(start), sums.milliseconds(end + reach)
-    block = (matured - origin) // length * length + origin
-    blocks = {*block.tolist(), (begin - origin) // length * length + origin}  # its own, of which windows before have parts
-    void = sorted(k for k in blocks if any(k < high and low < k + length for low, high in lives.values()))
-    sound = ~np.isin(block, void)
+    sound, void, names = np.ones(len(matured), dtype=np.bool_), set[int](), set[str]()
+    for length in (each // timedelta(milliseconds=1) for each in lengths):
+        block = (matured - origin) // length * length + origin
+        # its own too, of which windows before have parts
+        for start in {*block.tolist(), (begin - origin) // length * length + origin}:
+            touching = {name for name, (low, high) in lives.items() if start < high and low < start + length}
+            if touching:
+                names |= touching
+                void.add(start)
+                sound &= block != start
     if not void:
         return sound, {}
-    names = [name for name, (low, high) in sorted(lives.items()) if any(k < high and low < k + length for k in void)]
-    return sound, {"void": {"windows": names, "blocks": void, "examples": int((~sound).sum())}}
+    examples = int((fit & ~sound).sum())
+    return sound, {"void": {"windows": sorted(names), "blocks": sorted(void), "examples": examples}}
 
 
 def _losses(workspace: Workspace, columns: Mapping[str, Any], versions: list[str]) -> dict[str, np.ndarray]:
@@ -94,12 +134,7 @@ def _shown(workspace: Workspace, columns: Mapping[str, Any], head: str | None) -
     return {version: float(one.train_losses(columns).mean()) for version, one in ready.items() if one}
 
 
-def _served(window: str, workspace: Workspace) -> list[sums.Served]:
-    sealed = find_sealed(workspace.history, window)
-    if sealed is None:
-        return []
-    names = ["prediction_id", "epoch", "arm", "score", "latency_ms"]
-    table = read_sealed(workspace.store, sealed, workspace.topics.predictions, names)
+def _served(workspace: Workspace, table: pa.Table) -> list[sums.Served]:
     return sums.count_served(
         table.column("epoch").to_numpy(),
         table.column("arm").to_pylist(),

@@ -1,7 +1,8 @@
 """Step `rollout`: turn the evidence into verdicts, ask the release rules once, append what they decided.
 
-The rules are pure and live in `models/release.py`; this step brings them figures and carries their entries to the journal
-in one transaction. A person's verb that came in between makes it read and decide again.
+The rules are pure and live in `models/release.py`; this step brings them figures and carries their entries, with the alarms
+of what they stop, to the journal in one transaction. A person's verb, or the controller, that came in between makes it read and
+decide again.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from assets.workspace import Workspace
 from models import release
 from models.release_board import Board
-from models.release_policy import RolloutPolicy, Verdict, Verdicts
-from models.rollout import Decision, Stream
+from models.release_policy import Verdicts
+from models.rollout import Decision
 from models.rollout_state import State
 from models.version import VersionRefused
 from monitoring.alarms import raise_alarm
+from monitoring.convictions import alarms_of
 from monitoring.verdict import judge
 from security.journal import Conflict
 from security.replicas import Replicas
@@ -30,10 +32,7 @@ ATTEMPTS = 5
 
 def rollout(window: str, workspace: Workspace) -> Mapping[str, Any]:
     """Decide on this window's evidence; {"window", "decisions": [...]}. A window is stepped once."""
-    now = workspace.clock(window)
-    if workspace.board().stepped == window and not workspace.finished(window):
-        _alarm(workspace, _decided(workspace, window), window)  # the process may have died between decision and alarm
-    return {"window": window, "decisions": decide(workspace, now, window)}
+    return {"window": window, "decisions": decide(workspace, workspace.clock(window), window)}
 
 
 def decide(workspace: Workspace, now: datetime, window: str | None = None) -> list[str]:
@@ -44,11 +43,13 @@ def decide(workspace: Workspace, now: datetime, window: str | None = None) -> li
         decisions = release.step_board(board, found, workspace.policies.rollout, now, window)
         if not decisions:
             return []
+        policy, journal = workspace.policies.rollout, workspace.journal
         try:
-            workspace.append_decisions(decisions)
+            workspace.append_decisions(
+                decisions, also=alarms_of(decisions, board, policy, journal, workspace.task.name, window)
+            )
         except Conflict:
             continue
-        _alarm(workspace, decisions, window or board.stepped or "")
         return [sentence(decision) for decision in decisions if decision.kind != "rollout.stepped"]
     raise Conflict(f"the release of {workspace.task.name} was changed by others {ATTEMPTS} times in a row: try again")
 
@@ -61,7 +62,8 @@ def verdicts(workspace: Workspace, board: Board, now: datetime) -> dict[str, Ver
         if one.live or one.watched:
             prepared = verified(workspace, version) is not None if one.state in (State.PREPARING, State.QUEUED) else None
             found[version] = judge(
-                one, workspace.evidence(), workspace.policies.rollout, now, acknowledged=acknowledged, prepared=prepared
+                one, workspace.evidence(), board.policy_of(one, workspace.policies.rollout), now,
+                acknowledged=acknowledged, prepared=prepared,
             )
     return found
 
@@ -85,40 +87,6 @@ def verified(workspace: Workspace, version: str) -> Predictor | None:
         return None
 
 
-def _decided(workspace: Workspace, window: str) -> list[Decision]:
-    """The gate's own entries since the step of the window before this one."""
-    entries = workspace.journal.read(f"{Stream.ROLLOUT}/{workspace.task.name}")
-    before = [n for n, e in enumerate(entries) if e.kind == "rollout.stepped" and e.body["window"] != window]
-    recent = entries[before[-1] + 1 if before else 0 :]
-    return [Decision(Stream.ROLLOUT, e.kind, e.body) for e in recent if e.body.get("actor") == "gate"]
-
-
-def _alarm(workspace: Workspace, decisions: list[Decision], window: str) -> None:
-    """A version that was proven worse is told to people; its descendants are part of the same story."""
-    for decision in decisions:
-        body = decision.body
-        if body.get("to") not in (State.REJECTED, State.ROLLING_BACK) or body["after"]["outcome"] == State.EXPIRED:
-            continue
-        if body["figures"]["prepared"] is False:  # refused, which has its own alarm, not proven worse
-            continue
-        kind, figure, limit = _conviction(body["figures"], workspace.policies.rollout)
-        raise_alarm(
-            workspace.journal, workspace.task.name, kind=kind, window=window or body["version"],
-            severity="critical" if body["to"] == State.ROLLING_BACK else "warning",  # nobody was served by a shadow
-            message=f"{body['version']} was stopped: {body['reason']}", figure=figure, limit=limit, at=workspace.now(),
-            actor=workspace.actor,
-        )  # fmt: skip
-
-
-def _conviction(figures: Mapping[str, Any], policy: RolloutPolicy) -> tuple[str, float, float]:
-    """The kind of alarm, the figure and its limit behind a stop: proven harm, errors or slow answers."""
-    if figures["errors"] == Verdict.WORSE:
-        return "error_rate", figures["errors_e"], policy.guard_threshold
-    if figures["slow"] == Verdict.WORSE:
-        return "latency", figures["slow_e"], policy.guard_threshold
-    return "quality_drop", figures["harm_e"], policy.harm_threshold
-
-
 def sentence(decision: Decision) -> str:
     """One decision in words, for logs and progress."""
     body = decision.body
@@ -126,6 +94,8 @@ def sentence(decision: Decision) -> str:
         case "rollout.advanced":
             share = f" at {body['weight']:.0%}" if body["to"] == State.CANARY else ""
             return f"{body['version']}: {body['from']} -> {body['to']}{share} ({body['reason']})"
+        case "rollout.retried":
+            return f"{body['version']}: attempt {body['after']['attempt']} waits for a slot ({body['reason']})"
         case "routing.set":
             canary = f", {body['weight']:.0%} to {body['canary']}" if body["canary"] else ""
             return f"routing epoch {body['epoch']}: stable {body['stable']}{canary}"

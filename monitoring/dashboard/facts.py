@@ -138,7 +138,9 @@ class Facts:
                 self.windows.setdefault(body["window"], {})[entry.kind] = body
                 while len(self.windows) > KEPT_WINDOWS:
                     del self.windows[min(self.windows)]
-            case "evidence.scored":
+            case evidence.COUNTED:
+                self.evidence = evidence.fold_entry(self.evidence, entry.kind, body)
+            case evidence.SCORED:
                 self.evidence = evidence.fold(self.evidence, body)
                 self.losses.append(self._loss(body))
             case "drift.tested":

@@ -69,10 +69,11 @@ def releases(
 def _release(
     rollout: Rollout, board: Board, evidence: Evidence, policy: RolloutPolicy, clock: datetime, acknowledged: bool
 ) -> Release:
+    policy = board.policy_of(rollout, policy)
     verdicts = judge(rollout, evidence, policy, clock, acknowledged=acknowledged, prepared=None)
     free = board.canary is None or board.canary.version == rollout.version
     unmet = [c for c in conditions(rollout, verdicts, policy, clock, free) if not c.met]
-    expires = rollout.evidence_since + policy.max_age
+    expires = rollout.ages_from + policy.max_age
     return Release(
         rollout,
         verdicts,
@@ -86,7 +87,7 @@ def _release(
 
 
 def _ladder(rollout: Rollout, policy: RolloutPolicy) -> tuple[Step, ...]:
-    names = ["shadow", *(f"{weight:.0%}".replace("%", " %") for weight in policy.weights)]
+    names = ["shadow", *(f"{float(step):g} %" for step in policy.steps[1:])]
     if policy.weights:
         names += ["bake", "stable"]
     last_weight = len(policy.weights)
@@ -104,9 +105,14 @@ def _ladder(rollout: Rollout, policy: RolloutPolicy) -> tuple[Step, ...]:
 
 def _bars(rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy) -> tuple[Bar, ...]:
     rows: list[tuple[str, float, float, str, Verdict]] = [
-        ("evidence", verdicts.promote_e, policy.promote_threshold, "good", verdicts.promote),
+        ("evidence", verdicts.promote_e, policy.promote_limit(rollout.test), "good", verdicts.promote),
         ("harm", verdicts.harm_e, policy.harm_threshold, "bad", verdicts.harm),
     ]
+    if policy.evidence == "outcome" and verdicts.units:
+        rows += [
+            ("outcome", verdicts.outcome_e, policy.promote_limit(rollout.test), "good", verdicts.outcome),
+            ("outcome harm", verdicts.outcome_harm_e, policy.harm_threshold, "bad", verdicts.outcome),
+        ]
     if rollout.state in TRAFFIC or rollout.state is State.ROLLING_BACK:
         rows += [
             ("errors", verdicts.errors_e, policy.guard_threshold, "bad", verdicts.errors),
@@ -127,7 +133,7 @@ def _chart(rollout: Rollout, evidence: Evidence, policy: RolloutPolicy, acknowle
         return None
     ends = _thinned([datetime.fromtimestamp(b.block / 1000, UTC) + policy.block for b in blocks])
     looks = [_look(rollout, evidence, policy, end, acknowledged) for end in ends]
-    threshold, harm = policy.promote_threshold, policy.harm_threshold
+    threshold, harm = policy.promote_limit(rollout.test), policy.harm_threshold
     return line_chart(
         [
             ("evidence", "good", [0.0, *(_log10(v.promote_e) for v in looks)]),

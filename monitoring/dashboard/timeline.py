@@ -114,13 +114,19 @@ def _crashed(body: Body) -> tuple[str, str, str]:
     return "privacy charge lost", str(body["update"]), str(body["reason"])
 
 
+def _policy(body: Body) -> tuple[str, str, str]:
+    return "release policy", str(body["digest"]), "for versions that start from here on"
+
+
 def _head(body: Body) -> tuple[str, str, str]:
     return "next update starts from", str(body["head"]), str(body.get("reason") or "")
 
 
 WORDS: Mapping[str, Callable[[Body], tuple[str, str, str]]] = {
     "rollout.queued": _queued,
+    "policy.set": _policy,
     "rollout.started": _named("preparing"),
+    "rollout.retried": _named("retried"),
     "rollout.advanced": _advanced,
     "rollout.withdrawn": _named("withdrawn"),
     "rollout.held": _held,

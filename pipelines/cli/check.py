@@ -39,6 +39,7 @@ def check(ctx: click.Context, task: str | None, as_json: bool) -> None:
         loaded, columns, source, settings.adapter, settings.retention, settings.privacy.enabled,
         settings.privacy.label_derived_public, _measured(settings, loaded.name),
         tuple(side for side, kind in (("event", stream.events_format), ("label", stream.labels_format)) if kind == "json"),
+        rollout=settings.rollout,
     )  # fmt: skip
     found = run(case, [*task_rules.RULES, *schema_rules.RULES, *adapter_rules.RULES])
     failed = sum(outcome.state == "FAIL" for outcome in found)

@@ -57,6 +57,8 @@ def gateway(ctx: click.Context, port: int | None, lease: float | None, servers: 
         partitions=stream.partitions,
         timestamp_type="CreateTime" if settings.window.clock == "stream" else "LogAppendTime",
         lease_seconds=settings.rollout.lease.total_seconds() if lease is None else lease,
+        rollout=settings.rollout,
+        window=settings.window,
     )
     made = Gateway(
         config,
@@ -104,10 +106,13 @@ def token() -> None:
 @token.command()
 @click.option("--subject", required=True, help="Who will use it; the rate limit counts by subject.")
 @click.option("--scope", "scopes", multiple=True, default=("model:predict",), show_default=True, help="Repeatable.")
-@click.option("--lifetime", default="1h", show_default=True, help='At most 24h, 1h with "release:write".')
+@click.option("--lifetime", default="1h", show_default=True, help="At most 24h, 1h for a token that can move traffic.")
+@click.option("--rollout", default=None, help='The one version that a token of scope "release:approve" approves, once.')
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the jti that `revoke` takes.")
 @click.pass_context
-def issue(ctx: click.Context, subject: str, scopes: tuple[str, ...], lifetime: str, as_json: bool) -> None:
+def issue(
+    ctx: click.Context, subject: str, scopes: tuple[str, ...], lifetime: str, rollout: str | None, as_json: bool
+) -> None:
     """Print a signed token."""
     from datetime import UTC, datetime
 
@@ -129,6 +134,7 @@ def issue(ctx: click.Context, subject: str, scopes: tuple[str, ...], lifetime: s
             audience=settings.gateway.audience,
             lifetime=parse_duration(lifetime),
             now=datetime.now(UTC),
+            rollout=rollout,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error

@@ -7,17 +7,16 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from pipelines.cli import rollout_checks, settings_from
 
 if TYPE_CHECKING:
-    from models.rollout import Rollout
+    from models.rollout import Decision, Rollout
     from pipelines.release_desk import ReleaseDesk
-
-WATCH_SECONDS = 2.0
+    from security.tokens import Claims
 
 
 @click.group()
@@ -45,29 +44,18 @@ def _named(desk: ReleaseDesk, version: str | None) -> Rollout:
 
 @rollout.command()
 @click.argument("version", required=False)
-@click.option("--watch", is_flag=True, help="Look again every 2 s until it has ended.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--watch", is_flag=True, help="Look again every second until it has ended; drawn in place on a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one whenever something changed.")
 @click.pass_context
 def status(ctx: click.Context, version: str | None, watch: bool, as_json: bool) -> None:
     """State, step and figures. Exit code: 0 promoted, 2 rolled back or rejected, 3 expired, 4 still running."""
-    from pipelines.release_desk import EXIT_CODES, STILL_RUNNING
+    from pipelines.cli.rollout_watch import show
+    from pipelines.journals import journal_and_task
+    from pipelines.rollout_view import View
 
-    desk = _desk(ctx)
-    while True:
-        board, one = desk.board(), _named(desk, version)
-        figures = desk.verdicts(one, board).figures()
-        if as_json:
-            click.echo(json.dumps({"rollout": one.to_body(), "figures": figures, "stable": board.stable}))
-        else:
-            click.echo(
-                f"{one.version}  {one.state.value}  weight {one.weight:.0%}  evidence {figures['promote_e']:.1f} of "
-                f"{desk.policy.promote_threshold:.0f}  harm {figures['harm_e']:.1f} of {desk.policy.harm_threshold:.0f}  "
-                f"blocks {figures['blocks']}  {one.reason}"
-            )
-        code = EXIT_CODES.get(one.state, STILL_RUNNING)
-        if not watch or code != STILL_RUNNING:
-            ctx.exit(code)
-        time.sleep(WATCH_SECONDS)
+    settings = settings_from(ctx)
+    journal, task = journal_and_task(settings)
+    ctx.exit(show(View(journal, task, settings.rollout, settings.window), version, watch=watch, as_json=as_json))
 
 
 @rollout.command("list")
@@ -139,39 +127,114 @@ def rank(ctx: click.Context, log: str, as_json: bool) -> None:
     click.echo("an order to try them in, which is no evidence: nothing was written", err=True)
 
 
-def _verb(name: str, text: str, *, full: bool = False) -> None:
+def _tell(decisions: list[Decision], version: str, as_json: bool) -> None:
+    """The entries a verb made, in words or as JSON."""
+    from assets.steps.rollout import sentence
+
+    if as_json:
+        click.echo(json.dumps([{"kind": decision.kind, "body": decision.body} for decision in decisions]))
+    for decision in () if as_json else decisions:
+        click.echo(sentence(decision))
+    if not decisions:
+        click.echo(f"{version} is so already: nothing was written", err=True)
+
+
+def _verb(name: str, text: str, *more_options: Callable[..., Any], named: bool = True) -> None:
     """A command for one verb; all take a version, a reason and who is asking."""
 
-    def run(ctx: click.Context, version: str, reason: str, actor: str | None, as_json: bool, **more: Any) -> None:
-        from assets.steps.rollout import sentence
-
-        decisions = _desk(ctx).act(name, version, actor=actor or getpass.getuser(), reason=reason, **more)  # type: ignore[arg-type]
-        if as_json:
-            click.echo(json.dumps([{"kind": decision.kind, "body": decision.body} for decision in decisions]))
-        for decision in () if as_json else decisions:
-            click.echo(sentence(decision))
-        if not decisions:
-            click.echo(f"{version} is so already: nothing was written", err=True)
+    def run(ctx: click.Context, version: str | None, reason: str, actor: str | None, as_json: bool, **more: Any) -> None:
+        _tell(_desk(ctx).act(name, version, actor=actor or getpass.getuser(), reason=reason, **more), version or "it", as_json)
 
     command: Callable[..., Any] = click.pass_context(run)
     options = [
-        click.argument("version"),
+        click.argument("version", required=named),
         click.option("--reason", required=True, help="Goes into the journal."),
         click.option("--actor", default=None, help="Who is asking. [default: the system's user]"),
         click.option("--json", "as_json", is_flag=True, help="The entries as JSON."),
+        *more_options,
     ]
-    if full:
-        options.append(click.option("--full", is_flag=True, help="Straight to 100 %."))
     for option in reversed(options):
         command = option(command)
     rollout.command(name, help=text)(command)
 
 
-_verb("promote", "Skip what is left of the current step (never a proven harm).", full=True)
+_full = click.option("--full", is_flag=True, help="Straight to 100 %.")
+_target = click.option("--to-version", default=None, help="An earlier stable version. [default: the one before]")
+_verb("start", "Queue a version whose update was blocked: it has to pass every gate.")
+_verb("promote", "Skip what is left of the current step (never a proven harm).", _full)
 _verb("abort", "Weight 0 at once; descendants are withdrawn.")
 _verb("pause", "Go no further until resumed; guardrails and the harm test work on.")
 _verb("resume", "Take back a pause.")
-_verb("approve", "Consent as a second person.")
+_verb("retry", "A new attempt of a version that has ended; its evidence goes on, proven harm bars it.")
+_verb("undo", "From the stable VERSION back to the one before, at once within undo_window.", _target, named=False)
+
+
+@rollout.command()
+@click.argument("version")
+@click.option("--reason", required=True, help="Goes into the journal.")
+@click.option("--actor", default=None, help="Who consents, where no proof is wanted. [default: the system's user]")
+@click.option("--token-file", type=click.File(), help='The approver\'s one-time token, "-" = standard input; it says who.')
+@click.option("--json", "as_json", is_flag=True, help="The entries as JSON.")
+@click.pass_context
+def approve(
+    ctx: click.Context, version: str, reason: str, actor: str | None, token_file: TextIO | None, as_json: bool
+) -> None:
+    """Consent as a second person. With approval = "two-person" only a token of `headgate token issue` counts."""
+    desk, token = _desk(ctx), None
+    if token_file is not None:
+        if actor is not None:
+            raise click.UsageError("--actor and --token-file: leave --actor out, the token says who approves")
+        token = _approver(ctx, token_file.read(16384).strip())
+        actor = token.subject
+    _tell(desk.act("approve", version, actor=actor or getpass.getuser(), reason=reason, token=token), version, as_json)
+
+
+def _approver(ctx: click.Context, text: str) -> Claims:
+    """Who holds this token, if it may approve. Raises TokenRefused."""
+    from pathlib import Path
+
+    from security.keys import key_id, public_key
+    from security.tokens import APPROVE, Verifier
+
+    settings = settings_from(ctx)
+    key = public_key(Path(settings.keys.directory), "token")
+    verifier = Verifier({key_id(key): key}, settings.gateway.issuer, settings.gateway.audience)
+    return verifier.verify(f"Bearer {text}", APPROVE, time.time())
+
+
+
+@rollout.command()
+@click.option("--errors", type=float, default=0.5, show_default=True, help="Share of the canary's answers that fail.")
+@click.option("--rate", type=click.FloatRange(1.0), default=100.0, show_default=True, help="Requests a second.")
+@click.option("--seconds", type=click.FloatRange(1.0), default=60.0, show_default=True, help="Give up after so long.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def drill(ctx: click.Context, errors: float, rate: float, seconds: float, yes: bool, as_json: bool) -> None:
+    """A fire drill: make the canary fail on a replica of its own, and time the rollback. It is rolled back for real.
+
+    Exit code 0 when its traffic was gone in time, 1 when nobody stopped it.
+    """
+    from models.task import load_task
+    from pipelines.drill import drill
+    from pipelines.journals import journal_and_task
+
+    if not yes:
+        click.confirm("The canary will be rolled back. Go on?", abort=True, err=True)
+    settings = settings_from(ctx)
+    journal, _ = journal_and_task(settings)
+    found = drill(
+        settings, load_task(settings.task), journal, share=errors, rate=rate, limit=seconds,
+        tell=lambda text: click.echo(text, err=as_json),
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    if found.silent is None:
+        waits = "`headgate controller` stops a canary between windows: does it run?"
+        text = f"{found.version} still has its traffic after {seconds:g} s and {found.failed} failed answers"
+        click.echo(f"{text}. {waits}", err=True)
+    ctx.exit(0 if found.silent is not None else 1)
+
 
 for _check in (rollout_checks.lint, rollout_checks.simulate, rollout_checks.verify):
     rollout.add_command(_check)

@@ -14,6 +14,8 @@ import click
 from pipelines.cli import settings_from
 
 if TYPE_CHECKING:
+    from models.release_policy import RolloutPolicy
+    from monitoring.block_history import BlockHistory
     from monitoring.gate_power import Circumstances
     from monitoring.gate_rehearsal import Rehearsal
     from monitoring.rollout_audit import Audit
@@ -47,7 +49,10 @@ def lint(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--effect", type=float, default=None, help="A true gain a block to try too, in units of the gate loss.")
+@click.option(
+    "--effect", type=float, default=None,
+    help="A true gain to try too: a block's, in units of the gate loss; a unit's, where outcomes decide.",
+)
 @click.option("--runs", type=click.IntRange(1), default=RUNS, show_default=True, help="Rollouts for each effect.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same answer.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -56,28 +61,41 @@ def simulate(ctx: click.Context, effect: float | None, runs: int, seed: int, as_
     """Days to a decision under this policy, on the noise of your own windows."""
     from monitoring.block_history import block_history
     from monitoring.evidence import Evidence
-    from monitoring.gate_rehearsal import ASSUMED_SD, rehearse
+    from monitoring.gate_rehearsal import rehearse
     from pipelines.reading import read_evidence
 
     settings = settings_from(ctx)
     journal, task = _journal(settings)
     history = block_history(read_evidence(journal, task) if journal else Evidence(), settings.rollout.block)
-    tried = {"equal": 0.0, "observed": history.gain, "given": effect}
+    by_outcome = settings.rollout.evidence == "outcome"
+    tried = {"equal": 0.0, "observed": None if by_outcome else history.gain, "given": effect}
     played = {
         name: rehearse(settings.rollout, settings.window.every, history, gain, runs=runs, seed=seed)
         for name, gain in tried.items() if gain is not None
     }
-    sd = history.sd or ASSUMED_SD * settings.rollout.cap
+    about, text = _noise(history, settings.rollout)
     if as_json:
-        about = {"task": task, "runs": runs, "seed": seed, "blocks": history.blocks, "pairs": len(history.means), "sd": sd}
+        about |= {"task": task, "runs": runs, "seed": seed}
         click.echo(json.dumps(about | {"effects": {name: _played(one) for name, one in played.items()}}))
         return
-    if history.blocks:
-        click.echo(f"noise of {history.blocks} blocks of {len(history.means)} pairs, sd {sd:.4f}; {runs} rollouts each")
-    else:
-        click.echo(f"no pair has enough scored blocks: normal noise with sd {sd:.4f} assumed; {runs} rollouts each")
+    click.echo(f"{text}; {runs} rollouts each")
     for name, one in played.items():
         click.echo(f"true gain {one.gain:+.4f} ({name}): {_told(one)}")
+
+
+def _noise(history: BlockHistory, policy: RolloutPolicy) -> tuple[dict[str, Any], str]:
+    """What the rollouts are rehearsed on, as figures and as a sentence."""
+    from monitoring.gate_rehearsal import ASSUMED_SD, cost_of, units_of
+
+    if policy.evidence == "outcome":
+        units, cost = units_of(history, policy), cost_of(history)
+        assumed = "" if history.cost is not None else " (assumed: no outcome is known yet)"
+        return {"units": units, "cost": cost}, f"{units} units a window that cost {cost:.3f} each with stable{assumed}"
+    sd = history.sd or ASSUMED_SD * policy.cap
+    about = {"blocks": history.blocks, "pairs": len(history.means), "sd": sd}
+    if history.blocks:
+        return about, f"noise of {history.blocks} blocks of {len(history.means)} pairs, sd {sd:.4f}"
+    return about, f"no pair has enough scored blocks: normal noise with sd {sd:.4f} assumed"
 
 
 def _played(one: Rehearsal) -> dict[str, Any]:
@@ -110,9 +128,11 @@ def _journal(settings: Settings) -> tuple[Journal | None, str]:
 
 def _circumstances(settings: Settings, journal: Journal | None, task: str) -> Circumstances:
     """What lint looks at besides the policy."""
+    from models.task import load_task, misfits
     from monitoring.block_history import block_history
     from monitoring.evidence import Evidence
     from monitoring.gate_power import YEAR, Circumstances
+    from pipelines.opening import no_rows
     from pipelines.reading import read_evidence
 
     evidence = read_evidence(journal, task) if journal else Evidence()
@@ -121,7 +141,11 @@ def _circumstances(settings: Settings, journal: Journal | None, task: str) -> Ci
     if told is not None:
         attempts, source = told, "from the journal"
     history = block_history(evidence, settings.rollout.block)
-    return Circumstances(settings.window.every, attempts, source, history, _golden(settings, journal, task))
+    loaded = load_task(settings.task)
+    return Circumstances(
+        settings.window.every, attempts, source, history, _golden(settings, journal, task),
+        misfits=misfits(loaded, settings.rollout, no_rows(loaded)),
+    )
 
 
 def _attempts(journal: Journal, task: str) -> float | None:
@@ -159,6 +183,7 @@ def _golden(settings: Settings, journal: Journal | None, task: str) -> list[tupl
 @click.pass_context
 def verify(ctx: click.Context, as_json: bool) -> None:
     """Derive every decision again from the evidence before it. Exit code 1 when an entry does not follow."""
+    from monitoring.approval_audit import blame_unproven
     from monitoring.rollout_audit import audit
     from pipelines.journals import journal_and_task
 
@@ -167,9 +192,24 @@ def verify(ctx: click.Context, as_json: bool) -> None:
     chain = journal.verify()
     streams = [f"{room}/{task}" for room in ("rollout", "routing", "lineage", "window")]
     found = audit(journal.tail(streams=streams), settings.rollout)
+    blame_unproven(found, journal, task, settings.rollout)
     sound = found.sound and not chain.faults
-    click.echo(json.dumps(_audited(found, chain)) if as_json else "\n".join(_audit_lines(found, chain)))
+    changed = _changed(found, settings.rollout)
+    said = json.dumps(_audited(found, chain) | {"policies": changed}) if as_json else "\n".join(
+        [*_audit_lines(found, chain), *(f"policy {digest} of the journal: {text}" for digest, text in changed.items())]
+    )
+    click.echo(said)
     ctx.exit(0 if sound else 1)
+
+
+def _changed(found: Audit, policy: RolloutPolicy) -> dict[str, str]:
+    """How each policy in the journal differs from the one of the settings: an auditor has to know what was decided by."""
+    wanted = policy.to_body()
+    told = {}
+    for digest, one in found.policies.items():
+        other = [f"{key} {value!r} (settings: {wanted[key]!r})" for key, value in one.to_body().items() if value != wanted[key]]
+        told[digest] = ", ".join(other) or "as in the settings"
+    return told
 
 
 def _audited(found: Audit, chain: Verification) -> dict[str, object]:
@@ -195,5 +235,5 @@ def _audit_lines(found: Audit, chain: Verification) -> list[str]:
         f"{chain.entries} entries, head {chain.head[:16]}, {len(chain.faults)} faults in its chain"
     )
     if found.faults:
-        lines.append("Derived under the policy of these settings: another policy or other rules at the time show too.")
+        lines.append("Derived by the rules of this version of Headgate: other rules at the time show too.")
     return lines

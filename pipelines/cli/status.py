@@ -48,7 +48,7 @@ def collect(ctx: click.Context) -> dict[str, Any]:
     settings = settings_from(ctx)
     journal, task = journal_and_task(settings)
     board, lineage = read_board(journal, task), read_lineage(journal, task)
-    finished = [entry for entry in journal.read(f"window/{task}") if entry.kind == "window.finished"]
+    finished = journal.read(f"window/{task}", kinds=("window.finished",))
     canary = board.canary
     alarms, failure = open_alarms(journal, task), newest_failure(journal, task)
     return {

@@ -1,4 +1,4 @@
-"""`headgate up`: broker, worker, gateway and dashboard on this machine, each a process of its own, ended together."""
+"""`headgate up`: all parts on this machine, broker included, each a process of its own, ended together."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def up(ctx: click.Context) -> None:
         create_topics(settings, log)
         log.close()
         # All parts are told the same log: one that looked for itself could start a second broker when this one is gone.
-        commands = {"worker": ["--servers", servers], "gateway": ["--servers", servers], "dashboard": []}
+        told = ["--servers", servers]
+        commands: dict[str, list[str]] = {"worker": told, "gateway": told, "controller": [], "dashboard": []}
         running: dict[str, subprocess.Popen[bytes]] = {}
         parts.callback(_end, running)
         for name, words in commands.items():

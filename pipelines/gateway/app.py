@@ -13,6 +13,8 @@ from typing import Any
 
 from pipelines.gateway.answer import Answer, Refused
 from pipelines.gateway.core import DURABLE_SECONDS, PREDICT, Core, Instant
+from pipelines.gateway.rollouts import LOOKS, PREFIX, READ, Asked, Rollouts, scope_of, split
+from pipelines.release_desk import VERBS
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,7 +25,8 @@ BODY_SECONDS = 10.0  # a client that sends a byte a second would hold a connecti
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route. `scope` None = open to everybody who can connect, which must be said here and in docs/gateway.md."""
+    """One route; `{version}` in its path stands for any. `scope` None = open to everybody who can connect, which must be
+    said here and in docs/gateway.md."""
 
     method: str
     path: str
@@ -38,18 +41,24 @@ ROUTES = (
     Route("GET", "/healthz", None, "The process answers."),
     Route("GET", "/readyz", None, "A verified version is loaded."),
     Route("GET", "/openapi.json", None, "This interface."),
+    Route("GET", PREFIX, READ, "Every rollout of the task, oldest first."),
+    *(Route("GET", f"{PREFIX}/{{version}}/{word}".rstrip("/"), READ, text) for word, text in LOOKS.items()),
+    *(Route("POST", f"{PREFIX}/{{version}}/{verb}", scope_of(verb), how.text) for verb, how in VERBS.items()),
 )
 
 Page = Callable[[], Answer]
 
 
 class App:
-    """ASGI application. `pages` answers the GET routes by path; `open_metrics`: /metrics needs no token."""
+    """ASGI application. `pages` answers the GET routes by path, `rollouts` those below `/v1/rollouts`; `open_metrics`:
+    /metrics needs no token."""
 
-    def __init__(self, core: Core, pages: MutableMapping[str, Page], *, open_metrics: bool) -> None:
-        self._core, self._pages = core, pages
+    def __init__(self, core: Core, pages: MutableMapping[str, Page], rollouts: Rollouts, *, open_metrics: bool) -> None:
+        self._core, self._pages, self._rollouts = core, pages, rollouts
         self._open_metrics = open_metrics
-        self._routes = {(route.method, route.path): route for route in ROUTES}
+        table = {(route.method, route.path): route for route in ROUTES}
+        self._routes = {key: route for key, route in table.items() if not route.path.startswith(PREFIX)}
+        self._releases = {key: route for key, route in table.items() if key not in self._routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,7 +79,7 @@ class App:
         route = self._routes.get((scope["method"], scope["path"]))
         try:
             if route is None:
-                raise _no_route(scope["method"], scope["path"])
+                return await self._release(scope, receive, now)
             authorization, length = _headers(scope["headers"])
             needed = None if route.path == "/metrics" and self._open_metrics else route.scope
             if needed is not None:
@@ -80,6 +89,17 @@ class App:
             return await self._predict(await self._body(receive, length), now)
         except Refused as refused:
             return self._core.refuse(refused) if route is not None and route.scope == PREDICT else refused.answer()
+
+    async def _release(self, scope: Scope, receive: Receive, now: Instant) -> Answer:
+        """A route about rollouts; Refused 404 or 405 when it is none."""
+        path, version, word = split(scope["path"]) or (scope["path"], None, "")
+        route = self._releases.get((scope["method"], path))
+        if route is None:
+            raise _no_route(scope["method"], path)
+        authorization, length = _headers(scope["headers"])
+        claims = self._core.admit(authorization, route.scope or READ, now)
+        body = await self._body(receive, length) if route.method == "POST" else b""
+        return await self._rollouts.answer(Asked(route.method, version, word, claims, body, _match(scope["headers"])))
 
     async def _predict(self, body: bytes, now: Instant) -> Answer:
         predicted = self._core.predict(body, now)
@@ -126,6 +146,13 @@ def _no_route(method: str, path: str) -> Refused:
         return Refused(405, "method_not_allowed", text, allow=", ".join(allowed))
     known = ", ".join(route.path for route in ROUTES)
     return Refused(404, "not_found", f"there is no {path[:80]!r}: this gateway has {known}")
+
+
+def _match(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    found = [value.decode("latin-1") for name, value in headers if name == b"if-match"]
+    if len(found) > 1:
+        raise Refused(400, "ambiguous", "the header if-match appears twice: send it once")
+    return found[0] if found else None
 
 
 def _headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, int]:

@@ -18,7 +18,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from models.split import arm as arm_of
+from models.split import bucket
 from pipelines.gateway.answer import Answer, Refused, ok
+from pipelines.gateway.counts import Counts
 from pipelines.gateway.figures import NO_ARM, Figures
 from pipelines.gateway.recorder import Recorder
 from pipelines.gateway.request import Request, RequestReader
@@ -55,6 +57,7 @@ class Predicted:
     arm: str
     seconds: float
     durable: Future[None] | None
+    split: int | None = None  # the routing epoch, when a canary had its share in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Core:
     figures: Figures
     max_body: int
     strict: bool = False
+    counts: Counts | None = None
+    drill: float = 0.0  # share of the canary's answers that fail on purpose: see pipelines/drill.py
 
     def handle(self, authorization: str, body: bytes, now: Instant) -> Answer:
         """One whole request; never raises."""
@@ -115,6 +120,8 @@ class Core:
         arm, propensity = arm_of(routing, request.unit)
         version = routing.canary if arm == "canary" and routing.canary else routing.stable
         score, failure = _score(predictors[version], request)
+        if self.drill and arm == "canary" and bucket("drill", request.event_id) < self.drill:
+            score, failure = None, "a release drill fails it on purpose"
         seconds = time.perf_counter() - started
         prediction = {
             "prediction_id": uuid.uuid4().hex,
@@ -125,16 +132,20 @@ class Core:
             "epoch": routing.epoch,
         }
         durable = self._record(prediction, request.unit, propensity, seconds, now)
+        split = routing.epoch if routing.weight > 0.0 else None  # also None while the lease is lost: that is no split
         if failure is None:
-            return Predicted(ok(prediction), arm, seconds, durable)
+            return Predicted(ok(prediction), arm, seconds, durable, split)
         logger.error("prediction %s failed on %s: %s", prediction["prediction_id"], version, failure)
         named = {key: prediction[key] for key in ("prediction_id", "event_id", "version", "arm", "epoch")}
         message = "the model failed on this event; it is recorded without a score under this prediction_id"
-        return Predicted(ok({"error": "prediction_failed", "message": message, **named}, 500), arm, seconds, durable)
+        answer = ok({"error": "prediction_failed", "message": message, **named}, 500)
+        return Predicted(answer, arm, seconds, durable, split)
 
     def counted(self, predicted: Predicted) -> Answer:
         """The answer, which is sent now."""
         self.figures.answered(predicted.arm, predicted.answer.status, predicted.seconds)
+        if predicted.split is not None and self.counts is not None:
+            self.counts.add(predicted.split, predicted.arm, predicted.answer.status == 500, predicted.seconds)
         return predicted.answer
 
     def refuse(self, refused: Refused) -> Answer:

@@ -1,4 +1,4 @@
-"""A gateway, put together and running: the parts, two threads and a socket.
+"""A gateway, put together and running: the parts, their threads and a socket.
 
 `Gateway` is the whole of it, in process or behind `headgate gateway`. It owns what it opens (threads, socket) and
 closes neither the journal nor the log it was given. It does not know settings files or signals.
@@ -13,26 +13,31 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import uvicorn
 
 from assets.stream.log import EventLog, TimestampType
+from assets.windows.clock import WindowPolicy
+from models.release_policy import RolloutPolicy
 from models.split import Routing
 from models.task import Task
 from monitoring.alarms import raise_alarm
 from pipelines.gateway.answer import Answer, ok
 from pipelines.gateway.app import App
 from pipelines.gateway.core import Core
+from pipelines.gateway.counts import Counts
 from pipelines.gateway.figures import Figures
 from pipelines.gateway.last_good import LastGood
 from pipelines.gateway.openapi import document
 from pipelines.gateway.recorder import Recorder
 from pipelines.gateway.request import RequestReader
+from pipelines.gateway.rollouts import Rollouts
 from pipelines.gateway.routing import Follower
 from pipelines.gateway.shelf import Shelf
 from pipelines.gateway.spool import SPOOL_BYTES
+from pipelines.release_desk import ReleaseDesk
 from security.journal import Journal
 from security.keys import key_id, public_key
 from security.limits import Limiter
@@ -52,7 +57,8 @@ class GatewayConfig:
 
     recording: "available" answers also when the prediction cannot be recorded, and counts it; "strict" answers only when
     its record is on the disk. spool: the folder in which predictions wait for the log, one folder a port; None = `spool`
-    beside the store."""
+    beside the store. rollout, window: the release desk behind `/v1/rollouts` has them for what is not in the journal yet.
+    drill: share of the canary's answers that fail on purpose, in a rehearsal."""
 
     host: str = "127.0.0.1"
     issuer: str = "headgate"
@@ -70,6 +76,9 @@ class GatewayConfig:
     spool_bytes: int = SPOOL_BYTES
     drain_seconds: float = 15.0
     last_good: Path | None = None
+    rollout: RolloutPolicy = RolloutPolicy()
+    window: WindowPolicy = WindowPolicy(every=timedelta(hours=1), start=datetime(2026, 1, 1, tzinfo=UTC))
+    drill: float = 0.0
     replica: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
 
     def __post_init__(self) -> None:
@@ -100,14 +109,16 @@ class Gateway:
         self.config, self.task = config, task
         self.spool = config.spool or Path(store).parent / "spool"
         self.figures = Figures()
+        self.counts = Counts(task.name, config.replica, config.rollout.slow_ms)
         self._revoked = 0
         trusted = {"trainer": public_key(keys, "trainer")}
         token = public_key(keys, "token")
         self.verifier = Verifier({key_id(token): token}, config.issuer, config.audience)
         self.recorder = None if log is None else self._recorder(log)
+        open_journal: Callable[[], Journal] = (lambda: journal) if isinstance(journal, Journal) else journal
         self.follower = Follower(
             task.name,
-            (lambda: journal) if isinstance(journal, Journal) else journal,
+            open_journal,
             Shelf(task, store, trusted),
             LastGood(config.last_good or Path(store) / task.name / "last-routing.json"),
             replica=config.replica,
@@ -120,10 +131,11 @@ class Gateway:
         limiter = Limiter(config.rate_per_second, config.burst)
         self.core = Core(
             reader, self.verifier, limiter, self.follower, self.recorder, self.figures, config.max_body,
-            strict=config.recording == "strict",
+            strict=config.recording == "strict", counts=self.counts, drill=config.drill,
         )  # fmt: skip
         self._openapi = ok(document(reader, task.name))
-        self._app = App(self.core, self._pages(), open_metrics=config.loopback)
+        self.rollouts = Rollouts(lambda: ReleaseDesk(open_journal(), task.name, config.rollout, config.window))
+        self._app = App(self.core, self._pages(), self.rollouts, open_metrics=config.loopback)
         self._show_figures()
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -158,6 +170,7 @@ class Gateway:
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join(10.0)
+        self.rollouts.stop()
         self.follower.stop()
         return 0 if self.recorder is None else self.recorder.stop(self.config.drain_seconds)
 
@@ -175,6 +188,7 @@ class Gateway:
             self._revoked = entry.stream_seq
             if entry.kind == "token.revoked":
                 self.verifier.revoke(entry.body["jti"])
+        self.counts.publish(journal, datetime.now(UTC))
 
     def _on_refused(self, journal: Journal, version: str, reason: str) -> None:
         self.figures.refused_versions.inc()

@@ -1,0 +1,183 @@
+"""The release controller: looks at the board and at the live counts every second, and carries out what the rules decide between
+windows: a guardrail, an acknowledgement, a step whose time has come.
+
+It asks the same pure rules as the step of a window, and writes as that does: in one transaction, each stream compared with the
+length it was read at. So any number of controllers may run, beside the worker and beside people: one of them wins, the others
+read again. The counts it decided on stand in the journal before the decision (`served.counted`), so the decision can be derived
+again; without a decision nothing is written. It loads no model: whether a version can be loaded is the worker's to say.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from threading import Event
+from typing import Any
+
+from assets.windows.clock import WindowPolicy
+from models import release
+from models.release_board import Board
+from models.release_policy import RolloutPolicy, Verdicts
+from models.rollout import Decision
+from monitoring import evidence
+from monitoring.alarms import raise_alarm
+from monitoring.convictions import alarms_of
+from monitoring.evidence import COUNTED, SCORED, Evidence
+from monitoring.verdict import judge
+from pipelines.expected import expected
+from pipelines.reading import BoardFold
+from security.journal import Conflict, Draft, Entry, Journal, JournalError, Projection, stamp
+from security.replicas import Replicas
+from security.served import Count, LiveCounts
+
+logger = logging.getLogger("headgate.controller")
+POLL = timedelta(seconds=1)
+LONGEST_POLL = timedelta(seconds=30)  # while the journal does not answer
+ATTEMPTS = 5
+BLIND = timedelta(seconds=30)  # without a look for longer, people are told: nothing was stopped meanwhile
+
+
+@dataclass
+class Controller:
+    """The releases of one task. `wall` is the clock on the wall; the task's own follows from it or from the stream."""
+
+    journal: Journal
+    task: str
+    policy: RolloutPolicy
+    window: WindowPolicy
+    actor: str = "controller"
+    wall: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self._board = BoardFold(self.journal, self.task)
+
+    def look(self) -> list[Decision]:
+        """One look; what was decided and appended. Raises Conflict, JournalUnreachable."""
+        for _ in range(ATTEMPTS):
+            board = self._board.refresh()
+            if not any(one.live or one.watched for one in board.rollouts.values()):
+                return []
+            scored = self.journal.length(self._windows)  # before the evidence: what comes between makes a conflict
+            known = self._evidence.refresh()
+            counted = news(self._live, self.task, board, known)
+            seen = known if counted is None else evidence.fold_entry(known, COUNTED, counted)
+            now = self._clock(known)
+            verdicts = self._verdicts(board, seen, now)
+            decisions = release.step_board(board, verdicts, self.policy, now)
+            if not decisions:
+                return []
+            before = [] if counted is None else [Draft(self._windows, COUNTED, counted | {"clock": stamp(now)})]
+            if self._append(board, decisions, before, scored):
+                return decisions
+        raise Conflict(f"the release of {self.task} was changed by others {ATTEMPTS} times in a row: the next look tries again")
+
+    @property
+    def _windows(self) -> str:
+        return f"window/{self.task}"
+
+    @cached_property
+    def _evidence(self) -> Projection[Evidence]:
+        return Projection(self.journal, self._windows, Evidence(), _fold_evidence, kinds=(SCORED, COUNTED))
+
+    @cached_property
+    def _live(self) -> LiveCounts:
+        return LiveCounts(self.journal.engine)
+
+    @cached_property
+    def _replicas(self) -> Replicas:
+        return Replicas(self.journal.engine)
+
+    def _verdicts(self, board: Board, seen: Evidence, now: datetime) -> dict[str, Verdicts]:
+        replicas = self._replicas.live(self.task, self.wall(), self.policy.lease)
+        acknowledged = all(replica.epoch >= board.epoch for replica in replicas)
+        return {
+            version: judge(one, seen, board.policy_of(one, self.policy), now, acknowledged=acknowledged, prepared=None)
+            for version, one in board.rollouts.items() if one.live or one.watched
+        }
+
+    def _clock(self, known: Evidence) -> datetime:
+        """The task's: for a replayed stream the end of its newest window, else the wall, never before the journal's newest."""
+        if self.window.clock == "stream":
+            return known.processed or self.window.start
+        return self._at()
+
+    def _at(self) -> datetime:
+        newest = self.journal.head_at()
+        return self.wall() if newest is None else max(self.wall(), newest)
+
+    def _append(self, board: Board, decisions: Sequence[Decision], before: Sequence[Draft], scored: int) -> bool:
+        """Whether all of it was written; not when somebody else decided, or a window was scored, meanwhile."""
+        drafts = [
+            Draft(f"{one.room}/{self.task}", one.kind, one.body, self._board.lengths.get(f"{one.room}/{self.task}", 0))
+            for one in decisions
+        ]
+        alarms = alarms_of(decisions, board, self.policy, self.journal, self.task)
+        try:
+            entries, read = [*before, *drafts, *alarms], {self._windows: scored}
+            self.journal.append_all(entries, actor=self.actor, at=self._at(), unmoved=read)
+        except Conflict as error:
+            logger.info("%s", error)
+            return False
+        return True
+
+    def tell_blind(self, seconds: float, why: str) -> None:
+        """Tell people that for so long nothing could be looked at. Raises JournalError."""
+        raise_alarm(
+            self.journal, self.task, kind="stale", window=f"{self.wall():%Y-%m-%dT%H:%MZ}",
+            message=f"the release controller could not look for {seconds:.0f} s ({why}): no canary was stopped meanwhile",
+            figure=seconds, limit=BLIND.total_seconds(), at=self._at(), actor=self.actor,
+        )  # fmt: skip
+
+
+def news(live: LiveCounts, task: str, board: Board, known: Evidence) -> dict[str, Any] | None:
+    """Live counts of the steps under test that the journal does not have, as `served.counted` holds them; None without any."""
+    wanted = {taken.epoch for one in board.rollouts.values() if one.live for taken in one.taken}
+    if not wanted:
+        return None
+    total: dict[int, list[Count]] = {}
+    for row in live.total(task):
+        total.setdefault(row[0], []).append(row)
+    found = [row for epoch in sorted(wanted & set(total)) if _grown(total[epoch], known) for row in total[epoch]]
+    return {"served": found} if found else None
+
+
+def _grown(rows: Sequence[Count], known: Evidence) -> bool:
+    """Whether an epoch's counts go beyond the journal's. Fewer requests than there: rows were forgotten, which is no news."""
+    before = [known.live.get((epoch, arm), evidence.Served(epoch, arm)) for epoch, arm, *_ in rows]
+    same = [evidence.Served(*row) for row in rows] == before
+    return not same and all(row[2] >= old.requests for row, old in zip(rows, before, strict=True))
+
+
+def _fold_evidence(before: Evidence, entry: Entry) -> Evidence:
+    return evidence.fold_entry(before, entry.kind, entry.body)
+
+
+def control(
+    controller: Controller, stop: Event, on_decisions: Callable[[list[Decision]], None] = lambda decisions: None
+) -> None:
+    """Look every second until `stop` is set. Whatever goes wrong is said once, told to people when the journal is back, and
+    tried again: a controller that ends protects nobody."""
+    blind, waits, why = time.monotonic(), POLL, ""
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            if why and began - blind > BLIND.total_seconds():
+                controller.tell_blind(began - blind, why)
+            decisions = controller.look()
+            if why:
+                logger.warning("looking again after %.0f s", began - blind)
+            blind, waits, why = began, POLL, ""
+            if decisions:
+                on_decisions(decisions)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            if not why:
+                known = expected(error)
+                logger.error("nothing is decided until this is mended: %s", told, exc_info=not known)
+            why = told
+            waits = min(LONGEST_POLL, waits * 2) if isinstance(error, JournalError) else POLL
+        stop.wait(max(0.0, waits.total_seconds() - (time.monotonic() - began)))

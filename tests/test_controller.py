@@ -1,0 +1,442 @@
+"""Between windows: live counts stop a canary within seconds, time and acknowledgements move one, and all is derived again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from assets.windows.clock import WindowPolicy
+from models import release, release_verbs
+from models.release_policy import RolloutPolicy, Verdicts
+from models.rollout_state import State
+from models.task import check
+from monitoring import evidence
+from monitoring.alarms import all_alarms
+from monitoring.evidence import BlockSum, milliseconds
+from monitoring.rollout_audit import Audit, audit
+from monitoring.verdict import judge
+from pipelines import controller as controlling
+from pipelines.controller import Controller, control
+from pipelines.reading import read_evidence
+from security.journal import Conflict
+from security.replicas import Replicas
+from security.served import LiveCounts
+from tests.gateways import EVENT, World, blobs_base, headgate, wait_until
+from tests.releases import board, steer, written
+from tests.tasks import TwoBlobs
+
+__all__ = ["blobs_base"]
+
+ROOT = Path(__file__).parents[1]
+POLICY = RolloutPolicy(steps=("shadow", 50, 100), min_hold=timedelta(0), min_requests=0)
+WALL = WindowPolicy(every=timedelta(days=1), start=datetime(2026, 1, 1, tzinfo=UTC))
+SETTINGS = """
+task = "tests.test_controller:Fragile"
+[journal]
+url = "sqlite:///journal/journal.db"
+[store]
+url = "store"
+[keys]
+directory = "keys"
+[stream]
+bootstrap_servers = "{servers}"
+[tracking]
+mlflow_url = "{mlflow}"
+[rollout]
+steps = ["shadow", 50, 100]
+min_hold = "0s"
+"""
+
+
+class Fragile(TwoBlobs):
+    """Fails on an output that only a broken version gives."""
+
+    def answer(self, output: np.ndarray) -> np.ndarray:
+        if np.abs(output).max() > 1e3:
+            raise ValueError(f"output {np.abs(output).max():.0f} is no logit")
+        return super().answer(output)
+
+
+@pytest.fixture
+def world(tmp_path, blobs_base):
+    made = World(tmp_path, blobs_base, task=check(Fragile(), "tests.test_controller:Fragile"))
+    yield made
+    made.close()
+
+
+@dataclass
+class Clock:
+    """A wall that a test moves."""
+
+    now: datetime
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def canary(world: World, spread: float = 0.1, policy: RolloutPolicy = POLICY) -> str:
+    """A version that a person has sent to half of the users; `spread` 30 breaks it."""
+    version, now = world.version(1, spread), datetime.now(UTC)
+    written(world, release.found(world.base_version, now))
+    written(world, release.enqueue(board(world), version, 1, world.base_version, now))
+    written(world, release.step_board(board(world), {version: known(world, version, policy, True)}, policy, now))
+    promoted(world, version, policy)
+    assert board(world).rollouts[version].state is State.CANARY
+    return version
+
+
+def known(world: World, version: str, policy: RolloutPolicy, prepared: bool | None = None) -> Verdicts:
+    """What the journal says of a version, with every replica in step."""
+    one, found = board(world).rollouts[version], read_evidence(world.journal, world.task.name)
+    return judge(one, found, policy, datetime.now(UTC), acknowledged=True, prepared=prepared)
+
+
+def promoted(world: World, version: str, policy: RolloutPolicy = POLICY, full: bool = False) -> None:
+    """A person takes the next step, or all of them."""
+    said = {"actor": "ana", "reason": "drill", "full": full}
+    verdicts = known(world, version, policy)
+    written(world, release_verbs.promote(board(world), version, verdicts, policy, datetime.now(UTC), **said))
+
+
+def scored(world: World, end: datetime, gain: float = 0.0) -> None:
+    """A day's window: 300 examples of each pair."""
+    begin = end - timedelta(days=1)
+    sums = {pair: [BlockSum(milliseconds(begin), 300, 300 * gain, 300 * gain**2)] for pair in board(world).pairs()}
+    world.note("window", "evidence.scored", evidence.entry(f"{begin:%Y-%m-%dT%H:%MZ}", end, sums, (), 0.99))
+
+
+def made(world: World, policy: RolloutPolicy = POLICY, window: WindowPolicy = WALL, **more) -> Controller:
+    return Controller(world.journal, world.task.name, policy, window, **more)
+
+
+def answered(world: World, epoch: int, stable: int, canary: int, failed: int, replica: str = "r1") -> None:
+    counts = [(epoch, "stable", stable, 0, 0), (epoch, "canary", canary, failed, 0)]
+    LiveCounts(world.journal.engine).publish(world.task.name, replica, counts, datetime.now(UTC))
+
+
+def audited(world: World, policy: RolloutPolicy = POLICY) -> Audit:
+    rooms = ("rollout", "routing", "lineage", "window")
+    found = audit(world.journal.tail(streams=[f"{room}/{world.task.name}" for room in rooms]), policy)
+    assert world.journal.verify().faults == ()
+    return found
+
+
+def of_kind(world: World, room: str, kind: str) -> list:
+    return [entry for entry in world.journal.read(f"{room}/{world.task.name}") if entry.kind == kind]
+
+
+# -- live counts ------------------------------------------------------------------------------------------------------
+
+
+def test_replicas_add_up_and_one_that_starts_again_adds_to_what_it_said(world):
+    stable, bad = world.version(1), world.version(2, spread=30.0)
+    world.route(stable)
+    first, client = world.gateway()
+    table = LiveCounts(world.journal.engine)
+    for number in range(20):
+        client.post("/v1/predict", json={**EVENT, "unit": f"u{number}"})
+    world.route(stable, bad, 0.5)
+    wait_until(lambda: first.follower.serving(time.monotonic())[0].epoch == 2)
+    told = [client.post("/v1/predict", json={**EVENT, "unit": f"u{number}"}).status_code for number in range(40)]
+    client.post("/v1/predict", content=b"{}")  # refused before the split: nobody's error
+    failed = told.count(500)
+    assert 0 < failed < 40
+    wanted = [(2, "canary", failed, failed, 0), (2, "stable", 40 - failed, 0, 0)]
+    wait_until(lambda: table.total(world.task.name) == wanted)
+    first.stop()
+    again, other = world.gateway(replica=first.config.replica)
+    told = [other.post("/v1/predict", json={**EVENT, "unit": f"u{number}"}).status_code for number in range(40)]
+    assert told.count(500) == failed, "the same units"
+    wait_until(lambda: table.total(world.task.name) == [(e, arm, 2 * n, 2 * bad, 0) for e, arm, n, bad, _ in wanted])
+    assert again.config.replica == first.config.replica
+
+
+def test_slow_answers_are_counted_and_a_lost_lease_is_no_split(world):
+    stable, canary = world.version(1), world.version(2)
+    world.route(stable, canary, 0.5)
+    policy = replace(POLICY, slow_ms=0.0)
+    gateway, client = world.gateway(lease_seconds=0.6, rollout=policy)
+    assert client.post("/v1/predict", json=EVENT).status_code == 200
+    table = LiveCounts(world.journal.engine)
+    wait_until(lambda: [row[2:] for row in table.total(world.task.name)] == [(1, 0, 1)])
+    with world.without_journal():
+        wait_until(lambda: not gateway.follower.health(time.monotonic()).leased)
+        assert client.post("/v1/predict", json=EVENT).json()["arm"] == "stable"
+    wait_until(lambda: gateway.follower.health(time.monotonic()).leased)
+    time.sleep(0.2)
+    assert sum(row[2] for row in table.total(world.task.name)) == 1
+
+
+def test_counts_of_a_week_ago_are_forgotten_on_either_database(journal):
+    table, now = LiveCounts(journal.engine), datetime.now(UTC)
+    table.publish("blobs", "old", [(1, "stable", 5, 0, 0)], now - timedelta(days=8))
+    table.publish("blobs", "new", [(2, "stable", 7, 1, 1)], now)
+    table.publish("blobs", "new", [(2, "stable", 9, 1, 1), (2, "canary", 1, 0, 0)], now)
+    table.publish("blobs", "newer", [(2, "stable", 1, 0, 0)], now)
+    assert table.total("blobs") == [(2, "canary", 1, 0, 0), (2, "stable", 10, 1, 1)] and table.total("another") == []
+
+
+# -- decisions --------------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_the_canary_roll_it_back_and_the_counts_stand_before_the_decision(world):
+    version, desk = canary(world), made(world)
+    answered(world, 2, stable=30, canary=30, failed=3)
+    before = world.journal.head()
+    assert desk.look() == [] or of_kind(world, "rollout", "rollout.held")
+    answered(world, 2, stable=60, canary=60, failed=20)
+    kinds = [decision.kind for decision in desk.look()]
+    assert kinds[0] == "rollout.advanced" and "routing.set" in kinds
+    assert board(world).rollouts[version].state is State.ROLLING_BACK and board(world).routing.weight == 0.0
+    entries = world.journal.tail(before)
+    served = [[2, "canary", 60, 20, 0], [2, "stable", 60, 0, 0]]
+    counted = next(entry for entry in entries if entry.body.get("served") == served)
+    decision = next(entry for entry in entries if entry.body.get("to") == "ROLLING_BACK")
+    assert (counted.kind, counted.seq, counted.at) == ("served.counted", decision.seq - 1, decision.at)
+    assert counted.body["clock"] == decision.body["clock"]
+    (alarm,) = all_alarms(world.journal, world.task.name)
+    assert (alarm.kind, alarm.severity, alarm.at) == ("error_rate", "critical", decision.at) and alarm.figure >= alarm.limit
+    found = audited(world)
+    assert found.faults == {} and found.looks >= 2
+
+
+def test_an_audit_without_the_counts_does_not_believe_the_decision(world):
+    canary(world)
+    answered(world, 2, stable=60, canary=60, failed=20)
+    assert made(world).look()
+    rooms = ("rollout", "routing", "lineage")
+    assert audit(world.journal.tail(streams=[f"{room}/{world.task.name}" for room in rooms]), POLICY).faults
+
+
+def test_without_a_decision_nothing_is_written(world):
+    canary(world)
+    desk = made(world)
+    while desk.look():
+        pass
+    answered(world, 2, stable=300, canary=300, failed=1)
+    before = world.journal.head()
+    for number in range(3):
+        answered(world, 2, stable=300 + number, canary=310 + number, failed=1)
+        assert desk.look() == []
+    assert world.journal.head() == before
+
+
+def test_counts_that_were_forgotten_take_nothing_back(world):
+    canary(world)
+    desk = made(world)
+    while desk.look():
+        pass
+    answered(world, 2, stable=600, canary=600, failed=0)
+    world.note("window", "served.counted", {"served": [[2, "canary", 600, 5, 0], [2, "stable", 600, 5, 0]]})
+    answered(world, 2, stable=300, canary=300, failed=100)  # a replica's rows are gone; what is left is no news
+    assert desk.look() == [] and board(world).routing.weight == 0.5
+
+
+@pytest.mark.parametrize("clock", ["wall", "stream"])
+def test_a_step_whose_time_has_come_is_taken_between_windows_and_never_on_a_replayed_stream(world, clock):
+    policy = replace(POLICY, min_hold=timedelta(hours=6), min_blocks=1, min_samples=1, alpha=0.9, shadow_slots=1)
+    version, window = canary(world, policy=policy), replace(WALL, clock=clock)
+    start = board(world).rollouts[version].state_since
+    day = start.replace(hour=0, minute=0, second=0, microsecond=0)
+    for number in range(1, 4):  # three days of proof, the last of them ended now
+        scored(world, day + number * timedelta(days=1), gain=0.1)
+    wall = Clock(day + timedelta(days=3))
+    desk = made(world, policy, window, wall=wall)
+    held = board(world).rollouts[version].state
+    while desk.look():
+        pass
+    moved = board(world).rollouts[version]
+    assert held is State.CANARY and moved.state is State.BAKING, moved.reason
+    baked = moved.state_since + policy.bake
+    wall.now = baked - timedelta(seconds=1)
+    assert desk.look() == []
+    wall.now = baked + timedelta(seconds=1)
+    decisions = desk.look()
+    assert bool(decisions) == (clock == "wall")
+    assert board(world).stable == (version if clock == "wall" else world.base_version)
+    assert audited(world, policy).faults == {}
+
+
+def test_a_raise_waits_for_the_replica_that_lags_and_goes_on_when_it_has_said_so(world):
+    version = canary(world)
+    name, epoch = world.task.name, board(world).epoch
+    promoted(world, version, full=True)
+    replicas, desk = Replicas(world.journal.engine), made(world)
+    scored(world, datetime.now(UTC))
+    replicas.acknowledge(name, "lags", epoch, datetime.now(UTC))
+    while desk.look():
+        pass
+    assert board(world).rollouts[version].state is State.PROMOTING
+    assert board(world).rollouts[version].holds == ("not_acknowledged",)
+    replicas.acknowledge(name, "lags", epoch + 1, datetime.now(UTC))
+    assert desk.look() and board(world).rollouts[version].state is State.BAKING
+    assert audited(world).faults == {}
+
+
+def test_a_version_that_waits_to_be_loaded_is_left_to_the_worker_and_the_audit_understands(world):
+    canary(world)
+    queued = world.version(2)
+    written(world, release.enqueue(board(world), queued, 2, world.base_version, datetime.now(UTC)))
+    answered(world, 2, stable=60, canary=60, failed=20)
+    desk = made(world)
+    while desk.look():
+        pass
+    assert board(world).rollouts[queued].state is State.PREPARING
+    found = audited(world)
+    assert found.faults == {}
+
+
+def test_many_controllers_make_each_transition_once(world):
+    version = canary(world)
+    answered(world, 2, stable=60, canary=60, failed=20)
+    desks = [made(world, actor=f"controller {number}") for number in range(4)]
+    begin = threading.Barrier(4)
+
+    def look(desk: Controller) -> int:
+        begin.wait()
+        return len(desk.look())
+
+    with ThreadPoolExecutor(4) as threads:
+        lengths = list(threads.map(look, desks))
+    assert sum(length > 0 for length in lengths) >= 1
+    moves = [e.body["to"] for e in of_kind(world, "rollout", "rollout.advanced") if e.body["version"] == version]
+    assert moves.count("ROLLING_BACK") == 1 and len(all_alarms(world.journal, world.task.name)) == 1
+    assert audited(world).faults == {}
+
+
+def test_a_decision_on_evidence_that_grew_meanwhile_is_taken_again(world, monkeypatch):
+    canary(world)
+    answered(world, 2, stable=60, canary=60, failed=20)
+    desk, real, once = made(world), controlling.release.step_board, []
+
+    def slow(*args):
+        if not once:
+            once.append(scored(world, datetime.now(UTC)))  # the worker scores a window between our read and our append
+        return real(*args)
+
+    monkeypatch.setattr(controlling.release, "step_board", slow)
+    assert desk.look()
+    (counted,) = of_kind(world, "window", "served.counted")
+    (window,) = of_kind(world, "window", "evidence.scored")
+    assert window.seq < counted.seq and audited(world).faults == {}
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_the_journal_it_goes_on_and_people_are_told_when_it_is_back(world, monkeypatch):
+    monkeypatch.setattr(controlling, "POLL", timedelta(seconds=0.05))
+    monkeypatch.setattr(controlling, "LONGEST_POLL", timedelta(seconds=0.1))
+    monkeypatch.setattr(controlling, "BLIND", timedelta(seconds=0.3))
+    version, stop = canary(world), threading.Event()
+    looking = threading.Thread(target=control, args=(made(world), stop))
+    looking.start()
+    try:
+        with world.without_journal():
+            time.sleep(0.6)
+        answered(world, 2, stable=60, canary=60, failed=20)
+        wait_until(lambda: board(world).rollouts[version].state is not State.CANARY)
+        wait_until(lambda: len(all_alarms(world.journal, world.task.name)) == 2)
+    finally:
+        stop.set()
+        looking.join()
+    (told,) = [alarm for alarm in all_alarms(world.journal, world.task.name) if alarm.kind == "stale"]
+    assert "could not look for" in told.message and "no canary was stopped meanwhile" in told.message
+
+
+def test_an_entry_nobody_can_read_ends_no_controller(world, monkeypatch, caplog):
+    monkeypatch.setattr(controlling, "POLL", timedelta(seconds=0.02))
+    canary(world)
+    world.note("window", "served.counted", {"served": [["no epoch"]]})
+    stop, looking = threading.Event(), made(world)
+    thread = threading.Thread(target=control, args=(looking, stop))
+    thread.start()
+    time.sleep(0.3)
+    assert thread.is_alive()
+    stop.set()
+    thread.join()
+    assert caplog.text.count("nothing is decided until this is mended") == 1
+
+
+def test_it_loads_no_model():
+    heavy = ("torch", "mlflow", "pyarrow")
+    code = f"import sys, pipelines.controller, pipelines.effects; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_conflict_five_times_in_a_row_is_said(world, monkeypatch):
+    canary(world)
+    answered(world, 2, stable=60, canary=60, failed=20)
+
+    def lost(*args, **kwargs):
+        raise Conflict("another process decided first")
+
+    monkeypatch.setattr(world.journal, "append_all", lost)
+    with pytest.raises(Conflict, match="5 times in a row"):
+        made(world).look()
+
+
+# -- over HTTP, as processes ------------------------------------------------------------------------------------------
+
+
+def serve(world: World, servers: str = "embedded", mlflow: str = "") -> httpx.Client:
+    process = headgate(world, "gateway", "--port", "0", "--json", settings=SETTINGS.format(servers=servers, mlflow=mlflow))
+    url = json.loads(process.stdout.readline())["url"]
+    token = world.token("model:predict", "versions:read", "release:read", "release:write")
+    return httpx.Client(base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=10.0)
+
+
+def weight(client: httpx.Client) -> float:
+    return client.get("/v1/versions").json()["weight"]
+
+
+def test_a_burst_of_errors_is_rolled_back_within_seconds_by_the_real_processes(world):
+    version = canary(world, spread=30.0)
+    client = serve(world)
+    process = headgate(world, "controller", settings=SETTINGS.format(servers="embedded", mlflow=""))
+    assert "watching" in process.stderr.readline()
+    wait_until(lambda: weight(client) == 0.5)
+    began, statuses = time.monotonic(), []
+    while weight(client) > 0.0:
+        statuses.append(client.post("/v1/predict", json={**EVENT, "unit": f"u{len(statuses)}"}).status_code)
+        time.sleep(0.02)
+        assert time.monotonic() - began < 10.0, statuses
+    took = time.monotonic() - began
+    print(f"rolled back {took:.2f} s after the first request, {statuses.count(500)} users got an error")
+    assert took < 5.0
+    assert client.post("/v1/predict", json=EVENT).json()["version"] == world.base_version
+    assert board(world).rollouts[version].state in (State.ROLLING_BACK, State.ROLLED_BACK)
+    wait_until(lambda: board(world).rollouts[version].state is State.ROLLED_BACK)  # the replica acknowledged
+    assert audited(world).faults == {}
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def test_an_abort_is_at_the_replica_within_5_s_with_mlflow_the_event_log_and_the_metrics_away(world):
+    version = canary(world)
+    away = "127.0.0.1:9"  # nobody listens there: event log and MLflow; nobody scrapes /metrics
+    client = serve(world, servers=away, mlflow=f"http://{away}")
+    process = headgate(world, "controller", settings=SETTINGS.format(servers=away, mlflow=f"http://{away}"))
+    assert "watching" in process.stderr.readline()
+    wait_until(lambda: weight(client) == 0.5)
+    began = time.monotonic()
+    assert steer(world, client, version, "abort", match=None).status_code == 200
+    wait_until(lambda: weight(client) in (0.0, None))
+    took = time.monotonic() - began
+    print(f"aborted over HTTP: weight 0 at the replica after {took:.2f} s")
+    assert took < 5.0 and process.poll() is None
+    wait_until(lambda: board(world).rollouts[version].state in (State.ROLLED_BACK, State.REJECTED), 10.0)
+    process.terminate()
+    assert process.wait(10) == 0
