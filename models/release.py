@@ -65,6 +65,10 @@ class Draft:
         }
         self.add(Decision(Stream.ROUTING, "routing.set", body))
 
+    def adopt(self, policy: RolloutPolicy) -> None:
+        body = {"policy": policy.to_body(), "digest": policy.digest, "clock": stamp(self.now)}
+        self.add(Decision(Stream.ROLLOUT, "policy.set", body))
+
     def next_test(self) -> int:
         """The number of a test that begins now, among the task's of this calendar year."""
         return self.board.tests.get(self.now.year, 0) + 1
@@ -127,6 +131,9 @@ def step_board(
         return []
     draft = Draft(board, now)
     judge = _Judge(verdicts)
+    testing = [r for r in board.rollouts.values() if r.live and r.policy]
+    if testing and board.policy is not None and board.policy.freeze != policy.freeze:  # it holds those that run, too
+        draft.adopt(replace(board.policy, freeze=policy.freeze))
     _convict(draft, judge, policy)
     _advance_all(draft, judge, policy)
     _fill_slots(draft, judge, policy)
@@ -272,8 +279,7 @@ def _fill_slots(draft: Draft, judge: _Judge, policy: RolloutPolicy) -> None:
     trusted = before is not None and before.approval == policy.approval  # consent given where nobody had to prove who they are
     found, written = draft.board, len(draft.decisions)
     if waiting and before != policy:
-        body = {"policy": policy.to_body(), "digest": policy.digest, "clock": stamp(draft.now)}
-        draft.add(Decision(Stream.ROLLOUT, "policy.set", body))
+        draft.adopt(policy)
     for rollout in waiting:
         occupied = draft.board.in_states(State.PREPARING, State.SHADOW, State.ROLLING_BACK, *TRAFFIC)
         newest = rollout is waiting[0]

@@ -48,8 +48,11 @@ class Board:
         return next((r for r in self.rollouts.values() if r.state in TRAFFIC or r.state is State.ROLLING_BACK), None)
 
     def policy_of(self, rollout: Rollout, default: RolloutPolicy) -> RolloutPolicy:
-        """The policy a rollout is judged by: its own since it was started, `default` before that."""
-        return self.policies.get(rollout.policy, default)
+        """The policy a rollout is judged by: its own since it was started, `default` before that. A freeze is not its own: the
+        task's newest holds for all, as it can only hold."""
+        own = self.policies.get(rollout.policy, default)
+        newest = self.policy.freeze if self.policy else own.freeze
+        return own if newest == own.freeze else replace(own, freeze=newest)
 
     def opponent(self, version: str, policy: RolloutPolicy) -> str | None:
         """Whom a version is tested against: stable, and with a margin to lose the anchor, so that losses cannot add up. The

@@ -202,6 +202,11 @@ class RolloutPolicy:
         return sha256(canonical(self.to_body()).encode()).hexdigest()[:16]
 
 
+def told(e: float) -> str:
+    """A figure of evidence for a sentence: no more digits than anybody reads."""
+    return f"{e:.1e}" if e >= 1e6 else f"{e:.1f}"
+
+
 def _check_steps(steps: tuple[str | int | float, ...]) -> None:
     numbers = [step for step in steps[1:] if isinstance(step, int | float)]
     rising = all(a < b for a, b in zip([0, *numbers], numbers, strict=False))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from models.duration import spell
+from models.freeze import frozen
 from models.release import CONVICTED, Draft, enqueue, restart_tests, settle_promotion, tainted, withdraw_family
 from models.release_board import Board
 from models.release_policy import NO_EVIDENCE, RolloutPolicy, Verdicts
@@ -44,10 +45,11 @@ def promote(
         raise VerbRefused(f"promote {version}: {harm}; an abort outranks a promote")
     if rollout.paused:
         raise VerbRefused(f"promote {version}: it is paused; resume it first")
+    if rollout.state is not State.BAKING and (freeze := frozen(policy.freeze, now)):
+        raise VerbRefused(f"promote {version}: no version gets more traffic within {freeze}; take it out of [rollout] freeze")
     if rollout.state not in (State.SHADOW, State.CANARY, State.BAKING):
-        raise VerbRefused(
-            f"promote {version}: it is {rollout.state.value}, not SHADOW, CANARY or BAKING; wait for the replicas"
-        )
+        waits = "the next window's run loads and verifies it" if rollout.state is State.PREPARING else "wait for the replicas"
+        raise VerbRefused(f"promote {version}: it is {rollout.state.value}, not SHADOW, CANARY or BAKING; {waits}")
     if board.canary is not None and board.canary.version != version:
         raise VerbRefused(
             f"promote {version}: {board.canary.version} is the canary and there is one a task; abort that first"
@@ -147,6 +149,12 @@ def undo(
     its descendants; a canary is superseded, everything else is tested against the version returned to."""
     if board.stable is None or len(board.stables) < 2:
         raise VerbRefused(f"undo: {board.stable or 'nothing'} is stable and nothing was before it")
+    taking = board.canary
+    if taking is not None and taking.state in (State.PROMOTING, State.BAKING):
+        raise VerbRefused(
+            f"undo: {taking.version} is {taking.state.value} at {taking.weight:.0%} and not stable yet: "
+            f"`abort` gives its traffic back to {board.stable}"
+        )
     target = to_version or board.stables[-2][0]
     places = [place for place, (version, _) in enumerate(board.stables[:-1]) if version == target]
     if target == board.stable or not places:
@@ -154,8 +162,10 @@ def undo(
         raise VerbRefused(f"undo to {target}: it {'is' if target == board.stable else 'never was'} stable; before: {once}")
     _known(board, target, "undo to", actor, reason)
     ended = board.stables[places[-1] + 1][1]
-    if now - ended > policy.undo_window:
-        late = f"{reason} (undo later than {spell(policy.undo_window)}: it has to pass the gates)"
+    leaving = board.rollouts.get(board.stable)
+    window = (board.policy_of(leaving, policy) if leaving else policy).undo_window
+    if now - ended > window:
+        late = f"{reason} (undo later than {spell(window)}: it has to pass the gates)"
         return retry(board, target, now, actor=actor, reason=late, policy=policy)
     known = board.rollouts.get(target)
     if known is not None and (known.state in CONVICTED or known.live):

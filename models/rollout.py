@@ -38,7 +38,7 @@ from enum import StrEnum
 from typing import Any
 
 from models.duration import spell
-from models.release_policy import NO_EVIDENCE, RolloutPolicy, Verdict, Verdicts
+from models.release_policy import NO_EVIDENCE, RolloutPolicy, Verdict, Verdicts, told
 from models.rollout_conditions import Condition, conditions, gates, stop_reason
 from models.rollout_state import TRAFFIC, Rollout, State, Taken
 from security.journal import stamp
@@ -253,15 +253,15 @@ def _evidence(rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy) -> st
     mean = "no mean" if verdicts.mean is None else f"mean gain {verdicts.mean:+.4f}"
     limit, harm = policy.promote_limit(rollout.test), policy.harm_threshold
     text = (
-        f"evidence {verdicts.promote_e:.1f} (limit {limit:.1f}) after {verdicts.blocks} blocks, "
-        f"{mean}, harm {verdicts.harm_e:.1f} (limit {harm:.1f})"
+        f"evidence {told(verdicts.promote_e)} (limit {told(limit)}) after {verdicts.blocks} blocks, "
+        f"{mean}, harm {told(verdicts.harm_e)} (limit {told(harm)})"
     )
     if policy.evidence == "paired":
         return text
     effect = "unknown" if verdicts.effect is None else f"{verdicts.effect:+.4f}"
     return (
-        f"outcome of {verdicts.units} units: effect {effect}, evidence {verdicts.outcome_e:.1f} (limit {limit:.1f}), harm "
-        f"{verdicts.outcome_harm_e:.1f} (limit {harm:.1f}); in shadow: {text}"
+        f"outcome of {verdicts.units} units: effect {effect}, evidence {told(verdicts.outcome_e)} (limit {told(limit)}), harm "
+        f"{told(verdicts.outcome_harm_e)} (limit {told(harm)}); in shadow: {text}"
     )
 
 
@@ -285,7 +285,13 @@ def explain(
         lines.append(f"Now: {_evidence(rollout, verdicts, policy)}, {verdicts.samples} examples.")
         lines += outlook
     spoken = gates(rollout, verdicts, policy) if rollout.live or rollout.watched else ()
-    lines += [f"Reported only ({gate} is in dry_run): {text}." for gate, text in spoken if gate in policy.dry_run]
+    for gate, text in spoken:
+        if gate in policy.dry_run:
+            lines.append(f"Reported only ({gate} is in dry_run): {text}.")
+        elif gate not in policy.pause_on and (rollout.state in TRAFFIC or rollout.state is State.SHADOW):
+            lines.append(f"Due: {text}; the next look of a controller, or else the next window, stops it.")
+    if rollout.state is State.PREPARING:
+        lines.append("Waits (loaded): the next window's run loads it and verifies what was signed.")
     if rollout.state is State.QUEUED:
         lines.append(f"Waits (slot): {policy.shadow_slots} versions are under test at a time, the newest first.")
     for condition in conditions(rollout, verdicts, policy, now, canary_free):

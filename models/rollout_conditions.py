@@ -11,7 +11,7 @@ from datetime import datetime
 
 from models.duration import spell
 from models.freeze import frozen
-from models.release_policy import RolloutPolicy, Verdict, Verdicts
+from models.release_policy import RolloutPolicy, Verdict, Verdicts, told
 from models.rollout_state import TRAFFIC, Rollout, State
 
 
@@ -30,12 +30,12 @@ def gates(rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy) -> Iterat
     """(gate, sentence) of each gate that speaks against the version now."""
     limit = policy.harm_threshold
     if verdicts.harm is Verdict.WORSE:
-        yield "harm", f"harm {verdicts.harm_e:.1f} >= {limit:.1f} after {verdicts.blocks} blocks"
+        yield "harm", f"harm {told(verdicts.harm_e)} >= {told(limit)} after {verdicts.blocks} blocks"
     for name, _, harm_e, _ in verdicts.slices:
         if harm_e >= limit:
-            yield "slices", f"harm {harm_e:.1f} >= {limit:.1f} for the protected slice {name!r}"
+            yield "slices", f"harm {told(harm_e)} >= {told(limit)} for the protected slice {name!r}"
     if verdicts.outcome is Verdict.WORSE:
-        text = f"harm {verdicts.outcome_harm_e:.1f} >= {limit:.1f} on the outcome of {verdicts.units} units"
+        text = f"harm {told(verdicts.outcome_harm_e)} >= {told(limit)} on the outcome of {verdicts.units} units"
         yield "outcome", text
     if rollout.state not in TRAFFIC:
         return
@@ -45,7 +45,7 @@ def gates(rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy) -> Iterat
     ):
         if verdict is Verdict.WORSE:
             yield name, (
-                f"{name}: evidence {figure:.1f} >= {policy.guard_threshold:.1f} for a relative risk above "
+                f"{name}: evidence {told(figure)} >= {told(policy.guard_threshold)} for a relative risk above "
                 f"{policy.guard_risk} after {verdicts.canary_requests} canary requests in this step"
             )
 
@@ -105,22 +105,22 @@ def _proof(rollout: Rollout, verdicts: Verdicts, policy: RolloutPolicy) -> Itera
     limit = policy.promote_limit(rollout.test)
     if policy.evidence == "outcome":
         enough = verdicts.outcome is Verdict.BETTER and verdicts.outcome_e >= limit
-        yield Condition("outcome", enough, f"evidence on outcomes {verdicts.outcome_e:.1f}, needs {limit:.1f}")
+        yield Condition("outcome", enough, f"evidence on outcomes {told(verdicts.outcome_e)}, needs {told(limit)}")
         effect = verdicts.effect
         text = f"effect on the outcome {'unknown' if effect is None else f'{effect:+.4f}'}, needs < {policy.margin:g}"
         yield Condition("effect", effect is not None and effect < policy.margin, text)
     else:
         mean = verdicts.mean
         enough = verdicts.promote is Verdict.BETTER and verdicts.promote_e >= limit
-        yield Condition("evidence", enough, f"evidence {verdicts.promote_e:.1f}, needs {limit:.1f}")
+        yield Condition("evidence", enough, f"evidence {told(verdicts.promote_e)}, needs {told(limit)}")
         text = f"unclipped mean gain {'unknown' if mean is None else f'{mean:+.4f}'}, needs > {0.0 - policy.margin:g}"
         yield Condition("mean", mean is not None and mean + policy.margin > 0.0, text)
     for name, promote_e, _, gain in verdicts.slices:
         kept = promote_e >= policy.harm_threshold and gain is not None and gain + policy.slice_margin > 0.0
-        told = "unknown" if gain is None else f"{gain:+.4f}"
+        gained = "unknown" if gain is None else f"{gain:+.4f}"
         text = (
-            f"slice {name!r}: evidence {promote_e:.1f} that it loses less than {policy.slice_margin:g}, needs "
-            f"{policy.harm_threshold:.1f}; mean gain {told}"
+            f"slice {name!r}: evidence {told(promote_e)} that it loses less than {policy.slice_margin:g}, needs "
+            f"{told(policy.harm_threshold)}; mean gain {gained}"
         )
         yield Condition("slices", kept, text)
 

@@ -17,10 +17,12 @@ from models.conformance import FEW, Broken, Case, Rule, arrays, first_difference
 from models.golden import golden_sets
 from models.poisoning import SPARE, outside, public_ranges, widened
 from models.retention import correct, size_told
-from models.task import has_outcome, misfits, outcomes, slices
+from models.task import Columns, has_outcome, misfits, outcomes, slices
 
 EXTREMES = (1e6, 1e9)  # an output times this: a bounded loss is as large at both
 PUBLIC = 16
+JUDGED_ROWS = 256  # on which outcomes are tried, each with each answer
+ANSWERS = (0.0, 0.25, 0.5, 0.95, 1.0)  # besides the base's own
 
 
 def history(case: Case) -> str:
@@ -222,13 +224,28 @@ def outcome(case: Case) -> str:
     """What came of an answer: a cost in [0, 1] for each row of mature examples, also where a request had no label."""
     if not has_outcome(case.task):
         return "there is none: a release is judged by losses alone"
-    columns = case.few()
-    answers = np.asarray(case.task.answer(_output(case).numpy()), dtype=np.float64)
-    found = outcomes(case.task, columns, answers)
-    again = outcomes(case.task, columns, answers)
-    if not np.array_equal(found, again):
+    own = np.asarray(case.task.answer(_output(case).numpy()), dtype=np.float64)
+    count = len(next(iter(case.columns.values())))
+    columns = case.rows(np.unique(np.linspace(0, count - 1, min(count, JUDGED_ROWS)).astype(int)))
+    rows = len(next(iter(columns.values())))
+    pool = np.unique([*own, *ANSWERS])
+    mixed = np.random.default_rng(0).choice(pool, rows)
+    seen = [_outcome(case.task, columns, answers) for answers in (mixed, *(np.full(rows, value) for value in pool))]
+    low, high = min(found.min() for found in seen), max(found.max() for found in seen)
+    if low == high:
+        return f"{low:.4g} for every row and answer that was tried: it never varies, so no version can be better by it"
+    return f"{low:.4g} to {high:.4g}, {np.mean(seen):.4g} on average, over {len(seen)} answers to {rows} rows"
+
+
+def _outcome(task: Any, columns: Columns, answers: np.ndarray) -> np.ndarray:
+    found = outcomes(task, columns, answers)
+    if not np.array_equal(found, outcomes(task, columns, answers)):
         raise Broken("outcome gave other values for the same rows: no random draw, no state, no clock")
-    return f"{found.mean():.4g} on average"
+    for row in range(0, len(answers), max(1, len(answers) // 16)):
+        alone = outcomes(task, {name: column[[row]] for name, column in columns.items()}, answers[[row]])[0]
+        if alone != found[row]:
+            raise Broken(f"outcome of row {row} is {found[row]:.4g} among others and {alone:.4g} alone: row i from row i alone")
+    return found
 
 
 def slice_rows(case: Case) -> str:

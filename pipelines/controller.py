@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from threading import Event
-from typing import Any
 
 from assets.windows.clock import WindowPolicy
 from models import release
@@ -27,12 +26,13 @@ from monitoring import evidence
 from monitoring.alarms import raise_alarm
 from monitoring.convictions import alarms_of
 from monitoring.evidence import COUNTED, SCORED, Evidence
+from monitoring.live_counts import news, with_news
 from monitoring.verdict import judge
 from pipelines.expected import expected
 from pipelines.reading import BoardFold
 from security.journal import Conflict, Draft, Entry, Journal, JournalError, Projection, stamp
 from security.replicas import Replicas
-from security.served import Count, LiveCounts
+from security.served import LiveCounts
 
 logger = logging.getLogger("headgate.controller")
 POLL = timedelta(seconds=1)
@@ -64,7 +64,7 @@ class Controller:
             scored = self.journal.length(self._windows)  # before the evidence: what comes between makes a conflict
             known = self._evidence.refresh()
             counted = news(self._live, self.task, board, known)
-            seen = known if counted is None else evidence.fold_entry(known, COUNTED, counted)
+            seen = with_news(known, counted)
             now = self._clock(known)
             verdicts = self._verdicts(board, seen, now)
             decisions = release.step_board(board, verdicts, self.policy, now)
@@ -131,25 +131,6 @@ class Controller:
             message=f"the release controller could not look for {seconds:.0f} s ({why}): no canary was stopped meanwhile",
             figure=seconds, limit=BLIND.total_seconds(), at=self._at(), actor=self.actor,
         )  # fmt: skip
-
-
-def news(live: LiveCounts, task: str, board: Board, known: Evidence) -> dict[str, Any] | None:
-    """Live counts of the steps under test that the journal does not have, as `served.counted` holds them; None without any."""
-    wanted = {taken.epoch for one in board.rollouts.values() if one.live for taken in one.taken}
-    if not wanted:
-        return None
-    total: dict[int, list[Count]] = {}
-    for row in live.total(task):
-        total.setdefault(row[0], []).append(row)
-    found = [row for epoch in sorted(wanted & set(total)) if _grown(total[epoch], known) for row in total[epoch]]
-    return {"served": found} if found else None
-
-
-def _grown(rows: Sequence[Count], known: Evidence) -> bool:
-    """Whether an epoch's counts go beyond the journal's. Fewer requests than there: rows were forgotten, which is no news."""
-    before = [known.live.get((epoch, arm), evidence.Served(epoch, arm)) for epoch, arm, *_ in rows]
-    same = [evidence.Served(*row) for row in rows] == before
-    return not same and all(row[2] >= old.requests for row, old in zip(rows, before, strict=True))
 
 
 def _fold_evidence(before: Evidence, entry: Entry) -> Evidence:

@@ -23,12 +23,14 @@ from models.release_verbs import VerbRefused
 from models.rollout import Condition, Decision, Rollout, Stream, conditions, explain
 from models.rollout_state import State
 from monitoring import evidence, off_policy
-from monitoring.evidence import Evidence
+from monitoring.evidence import COUNTED, Evidence
+from monitoring.live_counts import news, with_news
 from monitoring.outlook import outlook
 from monitoring.verdict import judge
 from pipelines.reading import BoardFold, read_lineage
-from security.journal import Conflict, Draft, Entry, Journal, Projection
+from security.journal import Conflict, Draft, Entry, Journal, Projection, stamp
 from security.replicas import Replicas
+from security.served import LiveCounts
 from security.tokens import APPROVE, Claims, TokenRefused, refuse_revoked, spending
 
 ATTEMPTS = 5
@@ -57,6 +59,9 @@ VERBS: Mapping[str, Verb] = {
     "retry": Verb("A new attempt of a version that has ended; its evidence goes on, proven harm bars it.", onward=True),
     "undo": Verb("From this stable version back to the one before, or to another.", onward=True, options={"to_version": str}),
 }
+
+
+JUDGED = ("promote", "retry")  # what is proven against the version bars them
 
 
 class Stale(Exception):
@@ -101,11 +106,17 @@ class ReleaseDesk:
         return board.canary or (everything[-1] if everything else None)
 
     def verdicts(self, rollout: Rollout, board: Board) -> Verdicts:
-        """What the evidence says now."""
+        """What the evidence says now, and what the gateways have counted since."""
+        return self._judged(rollout, board, self._news(board))
+
+    def _judged(self, rollout: Rollout, board: Board, counted: Mapping[str, Any] | None) -> Verdicts:
         live = self._replicas.live(self.task, datetime.now(UTC), self.policy.lease)
         acknowledged = all(replica.epoch >= board.epoch for replica in live)
-        found, policy = self._evidence.refresh(), self.policy_of(rollout, board)
+        found, policy = with_news(self._evidence.refresh(), counted), self.policy_of(rollout, board)
         return judge(rollout, found, policy, self.clock(), acknowledged=acknowledged, prepared=None)
+
+    def _news(self, board: Board) -> dict[str, Any] | None:
+        return news(self._live, self.task, board, self._evidence.refresh())
 
     def policy_of(self, rollout: Rollout, board: Board) -> RolloutPolicy:
         """What it is judged by: its own policy since its start, before that the task's newest in the journal, else ours."""
@@ -142,6 +153,10 @@ class ReleaseDesk:
     @cached_property
     def _replicas(self) -> Replicas:
         return Replicas(self.journal.engine)  # which makes its table: a write, so once
+
+    @cached_property
+    def _live(self) -> LiveCounts:
+        return LiveCounts(self.journal.engine)
 
     def rank(self, log: Mapping[str, ArrayLike]) -> list[off_policy.Ranked]:
         """Versions without traffic, and stable beside them, by what they would have earned on a log of decisions, (n,) each.
@@ -202,20 +217,35 @@ class ReleaseDesk:
                     "perhaps by this very request when it came first; look again, then decide again"
                 )
             paid = [self._proof(version or "", board, token)] if verb == "approve" else []
-            decisions = self._decide(verb, version, board, actor=actor, reason=reason, **options)
+            windows = f"window/{self.task}"
+            # what is scored meanwhile makes a conflict
+            read = {windows: self.journal.length(windows)} if verb in JUDGED else {}
+            counted = self._news(board) if verb in JUDGED else None
+            decisions = self._decide(verb, version, board, counted, actor=actor, reason=reason, **options)
             if not decisions:
                 return []
-            drafts = [*(Draft(f"{d.room}/{self.task}", d.kind, d.body) for d in decisions), *filter(None, paid)]
+            used = [Draft(windows, COUNTED, counted | {"clock": stamp(self.clock())})] if counted else []
+            drafts = [Draft(f"{d.room}/{self.task}", d.kind, d.body) for d in decisions]
             try:
-                entries = self.journal.append_all(drafts, actor=actor, at=self._at(), unmoved=self._lengths())
-                return entries[: len(decisions)]
+                entries = self.journal.append_all(
+                    [*used, *drafts, *filter(None, paid)], actor=actor, at=self._at(), unmoved=self._lengths() | read
+                )
+                return entries[len(used) : len(used) + len(drafts)]
             except Conflict:
                 if VERBS[verb].onward and revision is None:  # on another board it might be another step
                     raise
         raise Conflict(f"{verb} {version}: others decided {ATTEMPTS} times in a row meanwhile; nothing was written, try again")
 
     def _decide(
-        self, verb: str, version: str | None, board: Board, *, actor: str, reason: str, **options: Any
+        self,
+        verb: str,
+        version: str | None,
+        board: Board,
+        counted: Mapping[str, Any] | None,
+        *,
+        actor: str,
+        reason: str,
+        **options: Any,
     ) -> list[Decision]:
         now, said = self.clock(), {"actor": actor, "reason": reason, **options}
         if verb == "undo":
@@ -228,9 +258,9 @@ class ReleaseDesk:
             if known is None:
                 raise VerbRefused(f"start {named}: no such version is registered; see `headgate version list`")
             return release_verbs.start(board, named, now, number=known["number"], parent=known["parent"], **said)
-        if verb in ("promote", "retry"):
+        if verb in JUDGED:
             one = board.rollouts.get(named)
-            verdicts = self.verdicts(one, board) if one else Verdicts()
+            verdicts = self._judged(one, board, counted) if one else Verdicts()
             said |= {"verdicts": verdicts, "policy": self.policy}
         found: list[Decision] = getattr(release_verbs, verb)(board, named, now=now, **said)
         return found

@@ -17,8 +17,8 @@ from models.release_policy import RolloutPolicy, Verdicts
 from models.rollout import Condition, Rollout, conditions
 from monitoring import evidence
 from monitoring.evidence import COUNTED, SCORED, Evidence
+from monitoring.live_counts import news, with_news
 from monitoring.verdict import judge
-from pipelines.controller import news
 from pipelines.reading import BoardFold
 from security.journal import Entry, Journal, Projection
 from security.replicas import Replica, Replicas
@@ -67,9 +67,7 @@ class View:
         told = [entry for entry in self._told.refresh() if entry.body.get("version") == one.version]
         known = self._since(one, told).refresh()
         now = (known.processed or self._window.start) if self._window.clock == "stream" else wall
-        counted = news(self._live, self._task, board, known)
-        if counted is not None:
-            known = evidence.fold_entry(known, COUNTED, counted)
+        known = with_news(known, news(self._live, self._task, board, known))
         replicas = self._replicas.live(self._task, wall, self._policy.lease)
         policy = board.policy_of(one, board.policy or self._policy)
         acknowledged = all(replica.epoch >= board.epoch for replica in replicas)

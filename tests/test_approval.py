@@ -91,7 +91,7 @@ def test_a_token_counts_once_however_often_and_wherever_it_is_shown(proposed, ty
     (world.folder / "token").write_text(token + "\n")
     typed = ("rollout", "approve", version, "--reason", "fine", "--token-file", "token")
     code, out, _ = type_in(*typed)
-    assert code == 0 and out == f"rollout.approved {version} fine\n"
+    assert code == 0 and out == f"{version}: approved (fine)\n"
     assert about(world, version, "rollout.approved")[0].actor == "ana"
     for _ in range(2):
         again = approve(client, version, token)

@@ -233,6 +233,18 @@ class Costly(Sound):
         return 100.0 * (columns["y"] == 0)
 
 
+class BlockedOnly(Sound):
+    """Wrong only where an answer is high, which the base's own never are."""
+
+    def outcome(self, columns, answers):
+        return np.where(answers >= 0.9, 2.0, 0.0)
+
+
+class BesideOthers(Sound):
+    def outcome(self, columns, answers):
+        return (columns["x0"] > columns["x0"].mean()).astype(float)
+
+
 class Sliced(Sound):
     def slices(self, columns):
         return {"left": (columns["x0"] < 0).astype(int)}
@@ -258,6 +270,8 @@ CASES = [
     (InBatch, {}, "loss of each example", "depends on those beside it"),
     (Unbounded, {}, "gate loss bounded", "grows with the output"),
     (Costly, {}, "outcome", "outcome of row 0 is 100.0, outside .* divide the cost by its largest value and clip it"),
+    (BlockedOnly, {}, "outcome", "2.0, outside"),
+    (BesideOthers, {}, "outcome", "row i from row i alone"),
     (Sliced, {}, "slices", r"slice 'left' is int64 \(64,\) for 64 rows; bool, one each"),
     (Sound, {"rollout": RolloutPolicy(protected_slices=("night",))}, "release policy", "blobs has: none. Correct the name"),
     (Sound, {"rollout": RolloutPolicy(strategy="ab")}, "release policy", "has no outcome"),

@@ -19,16 +19,19 @@ import pytest
 from assets.windows.clock import WindowPolicy
 from models import release, release_verbs
 from models.release_policy import RolloutPolicy, Verdicts
+from models.release_verbs import VerbRefused
 from models.rollout_state import State
 from models.task import check
 from monitoring import evidence
 from monitoring.alarms import all_alarms
+from monitoring.dashboard.page import read_page
 from monitoring.evidence import BlockSum, milliseconds
 from monitoring.rollout_audit import Audit, audit
 from monitoring.verdict import judge
 from pipelines import controller as controlling
 from pipelines.controller import Controller, control
 from pipelines.reading import read_evidence
+from pipelines.release_desk import ReleaseDesk
 from security.journal import Conflict
 from security.replicas import Replicas
 from security.served import LiveCounts
@@ -209,6 +212,26 @@ def test_errors_of_the_canary_roll_it_back_and_the_counts_stand_before_the_decis
     assert (alarm.kind, alarm.severity, alarm.at) == ("error_rate", "critical", decision.at) and alarm.figure >= alarm.limit
     found = audited(world)
     assert found.faults == {} and found.looks >= 2
+
+
+def test_a_person_cannot_raise_a_canary_whose_errors_are_proven_before_a_controller_has_looked(world):
+    version = canary(world)
+    answered(world, board(world).epoch, stable=100, canary=100, failed=60)
+    desk = ReleaseDesk(world.journal, world.task.name, POLICY, WALL)
+    assert "Due: errors: evidence" in desk.explain(board(world).rollouts[version], board(world))
+    with pytest.raises(VerbRefused, match="an abort outranks a promote"):
+        desk.act("promote", version, actor="ana", reason="in a hurry")
+    shown = read_page(world.journal, world.task.name, POLICY, window_start=WALL.start, clock="wall", now=datetime.now(UTC))
+    assert shown.releases.body is not None and shown.releases.body[0].verdicts.errors_e > 100
+
+
+def test_counts_that_a_person_decided_on_stand_before_the_decision(world):
+    version = canary(world)
+    answered(world, board(world).epoch, stable=100, canary=100, failed=0)
+    ReleaseDesk(world.journal, world.task.name, POLICY, WALL).act("promote", version, actor="ana", reason="looks well")
+    told = of_kind(world, "rollout", "rollout.advanced")[-1].body["figures"]
+    assert (told["requests"], told["canary_requests"]) == (200, 100)
+    assert of_kind(world, "window", "served.counted") and audited(world).sound
 
 
 def test_an_audit_without_the_counts_does_not_believe_the_decision(world):

@@ -280,3 +280,28 @@ def test_a_slice_of_one_row_a_day_does_not_convict_a_version_that_is_better_on_i
         verdicts = judge(one, known, policy, T0 + 28 * DAY, acknowledged=True, prepared=True)
         convicted += verdicts.slices[0][2] >= policy.harm_threshold
     assert convicted <= 3
+
+
+def test_a_freeze_that_is_added_today_holds_what_runs_and_is_in_the_journal() -> None:
+    board = walk(new_board("v1"), [0, 1], v1=GOOD)
+    frozen_ = replace(POLICY, freeze=("Mon 00:00 - Sun 23:59",))
+    after, decisions = step(board, T0 + 2 * DAY, frozen_, v1=GOOD)
+    assert [d.kind for d in decisions] == ["policy.set", "rollout.held"] and after.routing == board.routing
+    assert step(after, T0 + 3 * DAY, frozen_, v1=GOOD)[1] == [], "said once"
+    with pytest.raises(VerbRefused, match="take it out of"):
+        promote(after, "v1", GOOD, frozen_, T0 + 3 * DAY, **WHO)
+    assert step(after, T0 + 4 * DAY, v1=GOOD)[0].routing != board.routing, "and it goes on when the freeze is taken out"
+
+
+def test_undo_while_another_version_has_all_the_traffic_names_the_verb_that_is_meant() -> None:
+    board = walk(new_board("v1", ("v2", "base-1")), range(6), v1=GOOD)
+    board = walk(board, range(6, 10), v2=GOOD)
+    assert board.stable == "v1" and state(board, "v2") in (State.PROMOTING, State.BAKING)
+    with pytest.raises(VerbRefused, match="`abort` gives its traffic back to v1"):
+        undo(board, T0 + 11 * DAY, policy=POLICY, **WHO)
+
+
+def test_the_window_of_undo_is_the_one_the_version_was_promoted_under() -> None:
+    board = walk(new_board("v1"), range(6), v1=GOOD)
+    decisions = undo(board, T0 + 20 * DAY, policy=replace(POLICY, undo_window=timedelta(days=80)), **WHO)
+    assert [d.kind for d in decisions] == ["rollout.retried"]

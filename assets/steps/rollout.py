@@ -101,4 +101,10 @@ def sentence(decision: Decision) -> str:
             return f"routing epoch {body['epoch']}: stable {body['stable']}{canary}"
         case "head.moved":
             return f"the next update starts from {body['head']} ({body['reason']})"
-    return f"{decision.kind} {body.get('version', '')} {body.get('reason', '')}".strip()
+        case "rollout.held":
+            holds = "; ".join(body["reasons"]) or "nothing any more"
+            return f"{body['version']}: held by {holds}"
+        case "policy.set":
+            return f"release policy {body['digest']} for versions that start from here on"
+    what = decision.kind.partition(".")[2].replace("_", " ")
+    return f"{body.get('version', '')}: {what} ({body.get('reason', '')})"

@@ -1,15 +1,15 @@
 """The operations page of one task as data: eight sections, each with the age of what it is made of.
 
-Pure: facts, policy and moment in, page out. Whatever is not in the journal is not on the page, and a section without
-data has a sentence instead. It knows no markup; `render.py` does.
+Pure: facts, policy and moment in, page out. Whatever is not in the journal, nor in the tables of the gateways beside it,
+is not on the page, and a section without data has a sentence instead. It knows no markup; `render.py` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from models.release_policy import RolloutPolicy
 from monitoring.alarms import Alarm, ordered
@@ -19,8 +19,10 @@ from monitoring.dashboard.strip import Strip, strip
 from monitoring.dashboard.timeline import Decision, timeline
 from monitoring.dashboard.training import Training, training
 from monitoring.dashboard.windows import ArmRow, Drift, Intake, Quality, arms, drift, intake, quality
+from monitoring.live_counts import news, with_news
 from security.journal import Journal
 from security.replicas import Replica, Replicas
+from security.served import LiveCounts
 
 Clock = Literal["stream", "wall"]
 T = TypeVar("T")
@@ -86,16 +88,17 @@ def page(
     clock: Clock,
     now: datetime,
     replicas: Sequence[Replica] = (),
+    counted: Mapping[str, Any] | None = None,
     fault: str | None = None,
 ) -> Page:
-    """The page as of these facts.
+    """The page as of these facts, and of what the gateways have counted since the newest window.
 
     `clock` "stream": the task's clock is the end of the newest scored window, `window_start` before the first; "wall":
     it is `now`. `replicas` are the live ones: a raise of the weight waits for them."""
     moment = now if clock == "wall" else facts.evidence.processed or window_start
     ages = _Ages(facts, now, _stale_after(facts, policy), away=fault is not None)
     acknowledged = all(replica.epoch >= facts.board.epoch for replica in replicas)
-    found = releases(facts.board, facts.evidence, policy, moment, acknowledged=acknowledged)
+    found = releases(facts.board, with_news(facts.evidence, counted), policy, moment, acknowledged=acknowledged)
     inbox = Inbox(ordered(facts.alarms), _seen(facts))
     learning = Learning(quality(facts), drift(facts))
     section, own = ages.section, ages.own_section
@@ -167,7 +170,8 @@ def read_page(
     known = Facts(task) if facts is None else facts
     known.refresh(journal)
     live = Replicas(journal.engine).live(task, now, policy.lease)
-    return page(known, policy, window_start=window_start, clock=clock, now=now, replicas=live)
+    counted = news(LiveCounts(journal.engine), task, known.board, known.evidence)
+    return page(known, policy, window_start=window_start, clock=clock, now=now, replicas=live, counted=counted)
 
 
 def _stale_after(facts: Facts, policy: RolloutPolicy) -> timedelta:

@@ -48,7 +48,10 @@ def _named(desk: ReleaseDesk, version: str | None) -> Rollout:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one whenever something changed.")
 @click.pass_context
 def status(ctx: click.Context, version: str | None, watch: bool, as_json: bool) -> None:
-    """State, step and figures. Exit code: 0 promoted, 2 rolled back or rejected, 3 expired, 4 still running."""
+    """State, step and figures; --watch until it has ended or is on its way back.
+
+    Exit code: 0 promoted, 2 rolled back, rejected or withdrawn, 3 expired or superseded, 4 still running, 1 an error.
+    """
     from pipelines.cli.rollout_watch import show
     from pipelines.journals import journal_and_task
     from pipelines.rollout_view import View
@@ -77,19 +80,20 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 def history(ctx: click.Context, version: str | None, as_json: bool) -> None:
     """Every decision, with who, why and the figures."""
     desk = _desk(ctx)
-    for entry in desk.journal.tail(streams=[f"rollout/{desk.task}", f"routing/{desk.task}"]):
+    if version:
+        _named(desk, version)
+    for entry in desk.history(version):
         body = entry.body
         about = body.get("version") or body.get("rollout")
-        if entry.kind == "rollout.stepped" or (version and about != version):
-            continue
         if as_json:
             click.echo(json.dumps({"seq": entry.seq, "kind": entry.kind, "actor": entry.actor, "body": body}))
             continue
         move = f"{body['from']} -> {body['to']}" if entry.kind == "rollout.advanced" else entry.kind
         if entry.kind == "routing.set":
             move = f"routing epoch {body['epoch']}: stable {body['stable']}, canary {body['weight']:.0%}"
+        why = body.get("reason") or "; ".join(body.get("reasons", ())) or body.get("digest", "")
         clock = (body.get("clock") or "")[:16]
-        click.echo(f"{clock}  {about or '-'}  {move}  {body.get('reason', '')}  ({entry.actor})")
+        click.echo(f"{clock}  {about or '-'}  {move}  {why}  ({entry.actor})")
 
 
 @rollout.command()
@@ -136,7 +140,7 @@ def _tell(decisions: list[Decision], version: str, as_json: bool) -> None:
     for decision in () if as_json else decisions:
         click.echo(sentence(decision))
     if not decisions:
-        click.echo(f"{version} is so already: nothing was written", err=True)
+        click.echo(f"{version}: nothing to change, nothing was written", err=True)
 
 
 def _verb(name: str, text: str, *more_options: Callable[..., Any], named: bool = True) -> None:
@@ -220,9 +224,10 @@ def drill(ctx: click.Context, errors: float, rate: float, seconds: float, yes: b
     from pipelines.journals import journal_and_task
 
     if not yes:
-        click.confirm("The canary will be rolled back. Go on?", abort=True, err=True)
+        click.confirm("The canary will be rolled back, and versions trained from it withdrawn. Go on?", abort=True, err=True)
     settings = settings_from(ctx)
     journal, _ = journal_and_task(settings)
+    click.echo("starting a replica that fails on purpose ...", err=True)
     found = drill(
         settings, load_task(settings.task), journal, share=errors, rate=rate, limit=seconds,
         tell=lambda text: click.echo(text, err=as_json),

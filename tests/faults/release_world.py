@@ -71,7 +71,7 @@ POLICIES: Mapping[str, RolloutPolicy] = {
     "people": policy(approval="two-person"),
     "year": policy(alpha_per="year", alpha=0.7),
     "frozen": policy(freeze=["2026-03-08 - 2026-03-11"]),
-    "signal": policy(pause_on=["errors", "harm"]),
+    "signal": policy(pause_on=["errors", "slow"]),
     "ab": policy(strategy="ab", steps=["shadow", 50, 100], min_test="1d"),
 }
 
