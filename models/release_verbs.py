@@ -46,7 +46,7 @@ def promote(
     if rollout.paused:
         raise VerbRefused(f"promote {version}: it is paused; resume it first")
     if rollout.state is not State.BAKING and (freeze := frozen(policy.freeze, now)):
-        raise VerbRefused(f"promote {version}: no version gets more traffic within {freeze}; take it out of [rollout] freeze")
+        raise VerbRefused(f"promote {version}: no version gets more traffic within {freeze}, by [rollout] freeze")
     if rollout.state not in (State.SHADOW, State.CANARY, State.BAKING):
         waits = "the next window's run loads and verifies it" if rollout.state is State.PREPARING else "wait for the replicas"
         raise VerbRefused(f"promote {version}: it is {rollout.state.value}, not SHADOW, CANARY or BAKING; {waits}")

@@ -30,13 +30,19 @@ def alarms_of(
             continue
         kind, figure, limit = conviction(body, board.policy_of(board.rollouts[body["version"]], policy))
         draft = drafted(
-            journal, task, kind=kind, window=window or body["version"],
+            journal, task, kind=kind, window=window or _named(body),
             severity="critical" if body["to"] == State.ROLLING_BACK else "warning",  # nobody was served by a shadow
             message=f"{body['version']} was stopped: {body['reason']}", figure=figure, limit=limit,
         )  # fmt: skip
         if draft is not None:
             found.setdefault(kind, draft)  # one of a kind a moment, as `raise_alarm` would have it
     return list(found.values())
+
+
+def _named(body: Mapping[str, Any]) -> str:
+    """The version, and its attempt from the second on: an alarm that was acknowledged is not raised again by its name."""
+    attempt = body["after"].get("attempt", 1)
+    return str(body["version"]) if attempt == 1 else f"{body['version']} attempt {attempt}"
 
 
 def conviction(body: Mapping[str, Any], policy: RolloutPolicy) -> tuple[str, float | None, float]:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from assets.windows.clock import WindowPolicy
 from models import release_verbs
+from models.freeze import frozen
 from models.release_board import Board
 from models.release_policy import RolloutPolicy, Verdicts
 from models.release_verbs import VerbRefused
@@ -261,6 +262,9 @@ class ReleaseDesk:
         if verb in JUDGED:
             one = board.rollouts.get(named)
             verdicts = self._judged(one, board, counted) if one else Verdicts()
+            frost = frozen(self.policy.freeze, now) if one and one.state is not State.BAKING and verb == "promote" else None
+            if frost:  # that the journal may not know yet
+                raise VerbRefused(f"promote {named}: no version gets more traffic within {frost}, by [rollout] freeze")
             said |= {"verdicts": verdicts, "policy": self.policy}
         found: list[Decision] = getattr(release_verbs, verb)(board, named, now=now, **said)
         return found

@@ -23,7 +23,7 @@ from models.release_verbs import VerbRefused
 from models.rollout_state import State
 from models.task import check
 from monitoring import evidence
-from monitoring.alarms import all_alarms
+from monitoring.alarms import acknowledge, all_alarms
 from monitoring.dashboard.page import read_page
 from monitoring.evidence import BlockSum, milliseconds
 from monitoring.rollout_audit import Audit, audit
@@ -223,6 +223,34 @@ def test_a_person_cannot_raise_a_canary_whose_errors_are_proven_before_a_control
         desk.act("promote", version, actor="ana", reason="in a hurry")
     shown = read_page(world.journal, world.task.name, POLICY, window_start=WALL.start, clock="wall", now=datetime.now(UTC))
     assert shown.releases.body is not None and shown.releases.body[0].verdicts.errors_e > 100
+
+
+def test_a_freeze_in_the_settings_of_today_bars_a_person_at_once(world):
+    version = canary(world)
+    always = replace(POLICY, freeze=("Mon 00:00 - Sun 23:59", "Sun 23:00 - Mon 01:00"))
+    with pytest.raises(VerbRefused, match="no version gets more traffic"):
+        ReleaseDesk(world.journal, world.task.name, always, WALL).act("promote", version, actor="ana", reason="in a hurry")
+
+
+def test_a_second_attempt_that_fails_raises_its_own_alarm_although_the_first_was_acknowledged(world):
+    version = canary(world)
+    answered(world, board(world).epoch, stable=100, canary=100, failed=60)
+    desk = made(world)
+    desk.look()
+    (first,) = all_alarms(world.journal, world.task.name)
+    acknowledge(
+        world.journal, world.task.name, kind=first.kind, window=first.window, reason="seen", at=datetime.now(UTC), actor="ana"
+    )
+    while board(world).rollouts[version].live:
+        desk.look()
+    people = ReleaseDesk(world.journal, world.task.name, POLICY, WALL)
+    people.act("retry", version, actor="ana", reason="mended")
+    written(world, release.step_board(board(world), {version: known(world, version, POLICY, True)}, POLICY, datetime.now(UTC)))
+    promoted(world, version)
+    answered(world, board(world).epoch, stable=100, canary=100, failed=60, replica="r2")
+    desk.look()
+    second = all_alarms(world.journal, world.task.name)[-1]
+    assert second.window == f"{version} attempt 2" and second.acknowledged is None
 
 
 def test_counts_that_a_person_decided_on_stand_before_the_decision(world):

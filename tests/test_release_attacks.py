@@ -288,7 +288,7 @@ def test_a_freeze_that_is_added_today_holds_what_runs_and_is_in_the_journal() ->
     after, decisions = step(board, T0 + 2 * DAY, frozen_, v1=GOOD)
     assert [d.kind for d in decisions] == ["policy.set", "rollout.held"] and after.routing == board.routing
     assert step(after, T0 + 3 * DAY, frozen_, v1=GOOD)[1] == [], "said once"
-    with pytest.raises(VerbRefused, match="take it out of"):
+    with pytest.raises(VerbRefused, match="more traffic within"):
         promote(after, "v1", GOOD, frozen_, T0 + 3 * DAY, **WHO)
     assert step(after, T0 + 4 * DAY, v1=GOOD)[0].routing != board.routing, "and it goes on when the freeze is taken out"
 

@@ -50,6 +50,7 @@ def test_random_histories_keep_every_invariant(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_ten_thousand_random_histories_keep_every_invariant(folder: Path) -> None:
     tally = checked(folder, range(QUICK, QUICK + MANY))
     assert tally.histories == MANY and len(tally.states) >= 10, tally
