@@ -223,6 +223,8 @@ def test_a_person_cannot_raise_a_canary_whose_errors_are_proven_before_a_control
         desk.act("promote", version, actor="ana", reason="in a hurry")
     shown = read_page(world.journal, world.task.name, POLICY, window_start=WALL.start, clock="wall", now=datetime.now(UTC))
     assert shown.releases.body is not None and shown.releases.body[0].verdicts.errors_e > 100
+    assert shown.strip.body is not None and shown.strip.body.word == "ALARM"
+    assert any("is to be stopped and is not yet: errors" in text for _, text in shown.strip.body.reasons)
 
 
 def test_a_freeze_in_the_settings_of_today_bars_a_person_at_once(world):

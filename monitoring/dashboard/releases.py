@@ -14,6 +14,7 @@ from math import log, log10
 from models.release_board import Board
 from models.release_policy import RolloutPolicy, Verdict, Verdicts
 from models.rollout import Condition, conditions
+from models.rollout_conditions import stop_reason
 from models.rollout_state import TRAFFIC, Rollout, State
 from monitoring.dashboard.chart import Chart, line_chart
 from monitoring.evidence import Evidence
@@ -45,7 +46,7 @@ class Bar:
 @dataclass(frozen=True, slots=True)
 class Release:
     """One rollout that is live, or watched. `waits` has what the next step needs; `holds` what somebody may have to
-    act on."""
+    act on; `due` why one with users is to be stopped at the next look, None where it is not."""
 
     rollout: Rollout
     verdicts: Verdicts
@@ -55,6 +56,7 @@ class Release:
     holds: tuple[Condition, ...]
     expires: datetime | None
     chart: Chart | None
+    due: str | None
 
 
 def releases(
@@ -83,6 +85,7 @@ def _release(
         tuple(c for c in unmet if c.hold or c.name == "paused"),
         expires if rollout.watched or rollout.state in (State.SHADOW, State.CANARY) else None,
         _chart(rollout, evidence, policy, acknowledged),
+        stop_reason(rollout, verdicts, policy) if rollout.state in TRAFFIC else None,
     )
 
 

@@ -50,6 +50,7 @@ def strip(facts: Facts, releases: Sequence[Release], replicas: Sequence[Replica]
     found += [("ALARM", text) for text in facts.faults.values()]
     waiting = ordered(facts.alarms)
     found += [("ALARM", f"{a.kind}: {a.message}") for a in waiting if a.severity == "critical"]
+    found += [("ALARM", f"{r.rollout.version} is to be stopped and is not yet: {r.due}") for r in releases if r.due]
     found += [("HOLD", f"{r.rollout.version}: {hold.text}") for r in releases for hold in r.holds]
     if late:
         found.append(("HOLD", late))
