@@ -131,15 +131,24 @@ def step_board(
         return []
     draft = Draft(board, now)
     judge = _Judge(verdicts)
-    testing = [r for r in board.rollouts.values() if r.live and r.policy]
-    if testing and board.policy is not None and board.policy.freeze != policy.freeze:  # it holds those that run, too
-        draft.adopt(replace(board.policy, freeze=policy.freeze))
+    _freeze(draft, policy, window)
     _convict(draft, judge, policy)
     _advance_all(draft, judge, policy)
     _fill_slots(draft, judge, policy)
     if window is not None:
         draft.add(Decision(Stream.ROLLOUT, "rollout.stepped", {"window": window, "clock": stamp(now)}))
     return draft.decisions
+
+
+def _freeze(draft: Draft, policy: RolloutPolicy, window: str | None) -> None:
+    """A freeze holds those that run, too. Between windows freezes are only added: two processes with different settings
+    would else take turns for ever. A window's step takes out what the settings no longer have."""
+    known = draft.board.policy
+    if known is None or not any(r.live and r.policy for r in draft.board.rollouts.values()):
+        return
+    wanted = policy.freeze if window is not None else tuple(dict.fromkeys((*known.freeze, *policy.freeze)))
+    if wanted != known.freeze:
+        draft.adopt(replace(known, freeze=wanted))
 
 
 class _Judge:

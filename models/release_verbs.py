@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import datetime
 
 from models.duration import spell
-from models.freeze import frozen
 from models.release import CONVICTED, Draft, enqueue, restart_tests, settle_promotion, tainted, withdraw_family
 from models.release_board import Board
 from models.release_policy import NO_EVIDENCE, RolloutPolicy, Verdicts
@@ -45,8 +44,6 @@ def promote(
         raise VerbRefused(f"promote {version}: {harm}; an abort outranks a promote")
     if rollout.paused:
         raise VerbRefused(f"promote {version}: it is paused; resume it first")
-    if rollout.state is not State.BAKING and (freeze := frozen(policy.freeze, now)):
-        raise VerbRefused(f"promote {version}: no version gets more traffic within {freeze}, by [rollout] freeze")
     if rollout.state not in (State.SHADOW, State.CANARY, State.BAKING):
         waits = "the next window's run loads and verifies it" if rollout.state is State.PREPARING else "wait for the replicas"
         raise VerbRefused(f"promote {version}: it is {rollout.state.value}, not SHADOW, CANARY or BAKING; {waits}")

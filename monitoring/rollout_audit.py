@@ -195,7 +195,7 @@ class _Walk:
         if window is not None and window not in self.evidence.windows:
             raise ValueError(f"window {window} was stepped without evidence of it before")
         self.found.looks += 1
-        told = next((entry.body["policy"] for entry in group[:ends] if entry.kind == "policy.set"), None)
+        told = next((entry.body["policy"] for entry in reversed(group[:ends]) if entry.kind == "policy.set"), None)
         board, policy = self.board, RolloutPolicy.from_body(told) if told else self.board.policy or self.policy
         if not told and self.board.policy is None:  # written before policies and the holdback were
             policy = replace(self.policy, holdback=0.0)
