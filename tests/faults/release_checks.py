@@ -118,7 +118,7 @@ class Watch:
         hold("I8 nothing paused goes on", not old.paused, old.version)
         if not gate:
             return
-        policy = before.policy_of(old, world.outside.policy)
+        policy = self.board.policy_of(old, world.outside.policy)  # a window's step may take a freeze out first
         now = unstamp(entry.body["clock"])
         for first, last in (text.split(" - ") for text in policy.freeze):
             inside = first <= f"{now:%Y-%m-%d}" <= last
