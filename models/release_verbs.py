@@ -63,7 +63,7 @@ def promote(
         return draft.decisions
     if not verdicts.acknowledged:
         raise VerbRefused(
-            f"promote {version}: not every live replica has acknowledged routing epoch {board.epoch}; try again"
+            f"promote {version}: not every live replica has acknowledged routing epoch {board.epoch}: look again, then ask again"
         )
     last = len(policy.weights) - 1
     if last < 0:
@@ -113,7 +113,8 @@ def retry(
     counts as one more test. It never slides: proven harm is refused."""
     known = _known(board, version, "retry", actor, reason)
     if known.live:
-        raise VerbRefused(f"retry {version}: it is {known.state.value}; abort it first, or let it go on")
+        how = "wait until it has ended" if known.state is State.ROLLING_BACK else "abort it first, or let it go on"
+        raise VerbRefused(f"retry {version}: it is {known.state.value}; {how}")
     if version == board.stable:
         raise VerbRefused(f"retry {version}: it is stable")
     harm = stop_reason(known, verdicts, board.policy_of(known, policy))
@@ -236,8 +237,9 @@ def _known(board: Board, version: str, verb: str, actor: str, reason: str) -> Ro
 def _live(board: Board, version: str, verb: str, actor: str, reason: str, watched: bool = False) -> Rollout:
     rollout = _known(board, version, verb, actor, reason)
     if not rollout.live and not (watched and rollout.watched):
+        how = "; `undo` leaves a stable version" if version == board.stable else ""
         raise VerbRefused(
-            f"{verb} {version}: it is {rollout.state.value} since {rollout.state_since:%Y-%m-%d}: {rollout.reason}"
+            f"{verb} {version}: it is {rollout.state.value} since {rollout.state_since:%Y-%m-%d}: {rollout.reason}{how}"
         )
     return rollout
 
