@@ -63,7 +63,7 @@ def promote(
         return draft.decisions
     if not verdicts.acknowledged:
         raise VerbRefused(
-            f"promote {version}: not every live replica has acknowledged routing epoch {board.epoch}: look again, then ask again"
+            f"promote {version}: not every live replica has acknowledged routing epoch {board.epoch}: look, then ask again"
         )
     last = len(policy.weights) - 1
     if last < 0:
