@@ -195,25 +195,30 @@ class _Walk:
         if window is not None and window not in self.evidence.windows:
             raise ValueError(f"window {window} was stepped without evidence of it before")
         self.found.looks += 1
-        told = next((entry.body["policy"] for entry in reversed(group[:ends]) if entry.kind == "policy.set"), None)
-        board, policy = self.board, RolloutPolicy.from_body(told) if told else self.board.policy or self.policy
-        if not told and self.board.policy is None:  # written before policies and the holdback were
-            policy = replace(self.policy, holdback=0.0)
-            board = replace(self.board, policy=policy)
-        if told:
-            self.found.policies[policy.digest] = policy
+        told = [RolloutPolicy.from_body(entry.body["policy"]) for entry in group[:ends] if entry.kind == "policy.set"]
+        self.found.policies |= {policy.digest: policy for policy in told}
         loaded = {
             entry.body["version"]: entry.body["figures"].get("prepared")
-            for entry in group[:ends] if entry.body.get("figures")
+            for entry in reversed(group[:ends]) if entry.body.get("figures")  # the first of a version is of this look
         }
-        for loads, acknowledged in product((True, None), (True, False)):  # None: the controller loads no version
+        # later looks of the same moment may have set another policy; None: the controller loads no version
+        for policy, loads, acknowledged in product([None, *told], (True, None), (True, False)):
             verdicts = {
                 version: self._judge(version, now, acknowledged, loaded.get(version, one.state in BEFORE_SHADOW and loads))
                 for version, one in self.board.rollouts.items() if one.live or one.watched
             }
-            yield release.step_board(board, verdicts, policy, now, window)
+            yield self._step(policy, verdicts, now, window)
             if window is not None:  # a look without a window may share its time stamp with the window's own
-                yield release.step_board(board, verdicts, policy, now)
+                yield self._step(policy, verdicts, now, None)
+
+    def _step(
+        self, told: RolloutPolicy | None, verdicts: Mapping[str, Verdicts], now: datetime, window: str | None
+    ) -> list[Decision]:
+        board, policy = self.board, told or self.board.policy
+        if policy is None:  # written before policies and the holdback were
+            policy = replace(self.policy, holdback=0.0)
+            board = replace(self.board, policy=policy)
+        return release.step_board(board, verdicts, policy, now, window)
 
     def _judge(self, version: str, now: datetime, acknowledged: bool, prepared: bool | None) -> Verdicts:
         rollout = self.board.rollouts[version]

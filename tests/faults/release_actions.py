@@ -156,6 +156,8 @@ def race(world: World, rng: Random) -> Do:
         prepare(world)
         late = (lambda: world.step(day)) if worker and day is not None else world.second.look
         _meanwhile(world, world.first.look, late)
+        world.settle(world.second)  # with other settings it may have found nothing before and something after
+        world.settle()
 
     return do
 
