@@ -218,7 +218,9 @@ class World:
         source.backup(copy)
         source.close()
         copy.close()
-        return World(file, self.outside)
+        made = World(file, self.outside)
+        made.second.policy = self.second.policy  # which may be the one from before
+        return made
 
     def surviving(self, do: Callable[[World], None], moments: Iterator[int]) -> int:
         """Do it; each time the processes die (at the next of `moments`) they start again and do it again. Deaths."""
