@@ -274,7 +274,7 @@ def _equal(stored: Any, derived: Any) -> bool:
 
 def _impossible(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What no scorer can have written: (sentence, candidate). Every pair counts the examples of its window once."""
-    void = (body.get("void") or {}).get("examples", 0)
+    void = (body.get("void") or {}).get("examples", 0) + body.get("null", 0)
     for pair in body["pairs"]:
         counted = sum(row[1] + row[4] for row in pair["blocks"])
         if "examples" in body and counted != body["examples"] - void:

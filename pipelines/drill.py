@@ -71,13 +71,16 @@ def drill(
             rollout=settings.rollout, window=settings.window, drill=share, last_good=Path(folder) / "routing.json",
             replica=f"drill-{uuid.uuid4().hex[:8]}", lease_seconds=settings.rollout.lease.total_seconds(),
         )  # fmt: skip
-        logging.getLogger("headgate.gateway").setLevel(logging.CRITICAL)  # each failure on purpose would be an error there
         gateway = Gateway(config, task, journal, Path(settings.store.url), keys, None)
+        logger = logging.getLogger("headgate.gateway")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # each failure on purpose would be an error there
         gateway.start()
         try:
             return _Watch(gateway, journal, task.name, canary, tell).run(events, f"Bearer {token}", rate, limit)
         finally:
             gateway.stop()
+            logger.setLevel(level)
 
 
 def documents(task: Task) -> Iterator[bytes]:

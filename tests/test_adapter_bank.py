@@ -251,7 +251,7 @@ def test_adapters_attached_to_two_parts_one_by_one_are_refused():
 
 def test_the_lines_in_the_documentation_run():
     page = (Path(__file__).parents[1] / "docs/task.md").read_text()
-    lines = page[page.index("```python") + len("```python") :].split("```")[0]
+    lines = next(block for part in page.split("```python")[1:] if "lora" in (block := part.split("```")[0]))
     known = {"lora": lora, "torch": torch, "module": net(), "config": KINDS["linear"], "x": ids(4)}
     exec(lines, known)
     assert known["answers"].shape == (4, 1)

@@ -52,7 +52,8 @@ def evidence(window: str, workspace: Workspace) -> Mapping[str, Any]:
     # The window's end, also by the wall clock: catching up after an outage, the time of day closes no block and is no news.
     end = window_bounds(workspace.policies.window, window)[1]
     body = sums.entry(window, end, pairs, _served(workspace, answers), joined.get("coverage"), slices=parts, **used.entry)
-    body |= {"examples": int(fit.sum()), "stable": board.stable, "losses": _shown(workspace, columns, board.head)}
+    body |= {"examples": table.num_rows, "stable": board.stable, "losses": _shown(workspace, columns, board.head)}
+    body |= {"null": int((~fit).sum())} if not fit.all() else {}  # examples that no pair was scored on
     return workspace.history.once(sums.SCORED, {**body, **used.body, **void}, actor=workspace.actor, at=workspace.now()).body
 
 
