@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assets.board_fold import BoardFold
 from assets.lineage import Lineage, fold_lineage
 from assets.stream.formats import FormatPolicy, ValueFormat, formats_of
 from assets.stream.log import EventLog, Topics
@@ -22,7 +23,6 @@ from assets.windows.history import History
 from assets.windows.join import find_examples, read_examples
 from assets.windows.seal import SealPolicy
 from assets.windows.store import StoreDamaged
-from models import release_board
 from models.config import AdapterConfig, GuardConfig, PoisoningConfig, RetentionConfig, TrainingConfig
 from models.release_board import Board
 from models.release_policy import RolloutPolicy
@@ -30,7 +30,7 @@ from models.rollout import Decision
 from monitoring import evidence
 from monitoring.drift_config import DriftConfig
 from monitoring.evidence import Evidence
-from security.journal import Draft, Entry, Journal, Projection
+from security.journal import Draft, Journal, Projection
 from security.privacy import PrivacyPolicy
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from monitoring.tracking import Tracker
 
 CACHED_PREDICTORS = 16
-_EVIDENCE = (evidence.SCORED, evidence.COUNTED)
 FINISHED = "window.finished"  # written when the last step of a window is done: what "next due window" asks for
 
 
@@ -84,14 +83,13 @@ class Workspace:
     def __post_init__(self) -> None:
         self.history = History(self.journal, self.task.name)
         self._lineage = Projection(self.journal, f"lineage/{self.task.name}", Lineage(), fold_lineage)
-        self._evidence = Projection(self.journal, f"window/{self.task.name}", Evidence(), _fold_evidence, kinds=_EVIDENCE)
-        self._board, self._board_seq, self._board_lengths = Board(), 0, dict[str, int]()
+        self._evidence = evidence.projection(self.journal, self.task.name)
+        self._board = BoardFold(self.journal, self.task.name)
         self._predictors: dict[str, Predictor] = {}
 
     def now(self) -> datetime:
         """The wall clock, never before the newest entry of the journal (two machines' clocks may differ)."""
-        newest = self.journal.head_at()
-        return self.wall() if newest is None else max(self.wall(), newest)
+        return self.journal.now(self.wall())
 
     def clock(self, window: str) -> datetime:
         """The task's clock while `window` is processed: its end for a replayed stream, else now."""
@@ -111,12 +109,7 @@ class Workspace:
 
     def board(self) -> Board:
         """Rollouts, routing and head as of now: one fold over three streams, in the journal's order."""
-        streams = [f"{room}/{self.task.name}" for room in ("rollout", "routing", "lineage")]
-        for entry in self.journal.tail(after=self._board_seq, streams=streams):
-            self._board_seq = entry.seq
-            self._board_lengths[entry.stream] = entry.stream_seq
-            self._board = release_board.fold(self._board, entry.kind, entry.body)
-        return self._board
+        return self._board.refresh()
 
     def append_decisions(self, decisions: Sequence[Decision], *, also: Sequence[Draft] = ()) -> None:
         """Append the board's decisions in one transaction, and `also` behind them, if no stream of them has moved since
@@ -124,12 +117,7 @@ class Workspace:
 
         Raises Conflict when somebody else decided first: take the board again and decide again.
         """
-        lengths = self._board_lengths
-        drafts = []
-        for decision in decisions:
-            stream = f"{decision.room}/{self.task.name}"
-            drafts.append(Draft(stream, decision.kind, decision.body, expected=lengths.get(stream, 0)))
-        self.journal.append_all([*drafts, *also], actor=self.actor, at=self.now())
+        self.journal.append_all([*self._board.drafts(decisions), *also], actor=self.actor, at=self.now())
 
     @cached_property
     def base(self) -> bytes:
@@ -219,6 +207,3 @@ class Workspace:
         """Whether the last step of the window is done: a repeated step then tells nobody anything again."""
         return self.body(FINISHED, window) is not None
 
-
-def _fold_evidence(state: Evidence, entry: Entry) -> Evidence:
-    return evidence.fold_entry(state, entry.kind, entry.body)

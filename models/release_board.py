@@ -19,6 +19,10 @@ from models.split import Routing
 from security.journal import unstamp
 
 
+class UnknownRollout(LookupError):
+    """There is no rollout of that version; the message names those there are."""
+
+
 @dataclass(frozen=True)
 class Board:
     """State of one task's releases. `parents` is the lineage, version -> version it was trained from."""
@@ -58,6 +62,23 @@ class Board:
         """Whom a version is tested against: stable, and with a margin to lose the anchor, so that losses cannot add up. The
         anchor itself, tried again, against stable: nothing is tested against itself."""
         return self.anchor or self.stable if policy.margin > 0.0 and self.anchor != version else self.stable
+
+    @property
+    def newest(self) -> Rollout | None:
+        """The rollout people mean when they name none: the canary, else the newest that is live, else the newest."""
+        return self.canary or max(self.rollouts.values(), key=lambda r: (r.live, r.number), default=None)
+
+    def named(self, version: str | None) -> Rollout:
+        """The rollout of a version, without one the `newest`. Raises UnknownRollout."""
+        found = self.rollouts.get(version) if version else self.newest
+        if found is None:
+            known = ", ".join(sorted(self.rollouts)) or "none yet"
+            raise UnknownRollout(f"no rollout of {version or 'any version'}; known: {known}")
+        return found
+
+    def free_for(self, rollout: Rollout) -> bool:
+        """Whether no other version is the canary."""
+        return self.canary is None or self.canary.version == rollout.version
 
     def in_states(self, *states: State) -> list[Rollout]:
         """Rollouts in any of these states, oldest version first."""

@@ -150,7 +150,7 @@ class RolloutPolicy:
     def weights(self) -> tuple[float, ...]:
         """Canary weights in (0, 1], one a step, the last one less the holdback; empty for a policy that stays in shadow."""
         found = tuple(float(step) / 100.0 for step in self.steps[1:])
-        return (*found[:-1], max(1.0 - self.holdback, *found[:-1])) if len(found) > 1 else (1.0 - self.holdback,) * len(found)
+        return (*found[:-1], 1.0 - self.holdback) if found else ()
 
     @property
     def promote_threshold(self) -> float:
@@ -176,7 +176,6 @@ class RolloutPolicy:
     @property
     def guard_threshold(self) -> float:
         return 1.0 / self.guard_alpha
-
 
     def to_body(self) -> dict[str, Any]:
         """As it stands in the journal, durations as text."""

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 
 from monitoring.outcome import Outcome
 from monitoring.sample_ratio import SampleRatio
-from security.journal import stamp, unstamp
+from security.journal import Entry, Journal, Projection, stamp, unstamp
 
 SCORED, COUNTED = "evidence.scored", "served.counted"
 Pair = tuple[str, str]  # candidate, stable
@@ -278,6 +278,15 @@ def fold_entry(evidence: Evidence, kind: str, body: Mapping[str, Any]) -> Eviden
         counted = [Served(*row) for row in body["served"]]
         return replace(evidence, live={**evidence.live, **{(one.epoch, one.arm): one for one in counted}})
     return fold(evidence, body) if kind == SCORED else evidence
+
+
+def projection(journal: Journal, task: str, length: int = 0) -> Projection[Evidence]:
+    """An incremental fold of a task's evidence; entries of its window stream up to `length` are not read."""
+
+    def apply(known: Evidence, entry: Entry) -> Evidence:
+        return fold_entry(known, entry.kind, entry.body)
+
+    return Projection(journal, f"window/{task}", Evidence(), apply, length=length, kinds=(SCORED, COUNTED))
 
 
 def fold(evidence: Evidence, body: Mapping[str, Any]) -> Evidence:

@@ -9,7 +9,7 @@ It knows one rollout's figures. What follows from them is in `models/rollout.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from math import isfinite
@@ -73,7 +73,7 @@ def _paired(rollout: Rollout, evidence: Evidence, policy: RolloutPolicy) -> dict
         if b.n or b.bad
     ]
     reasons = _broken(blocks, evidence)
-    usable = list(_filled(b for b in blocks if b.n and isfinite(b.total) and isfinite(b.squares)))
+    usable = tested(blocks)
     promote = bet([_clip((b.mean + policy.margin) / policy.cap) for b in usable])
     harm_e = _harm(rollout, usable, policy)
     mean = sum(b.mean for b in usable) / len(usable) if usable else None
@@ -111,21 +111,23 @@ def _covered(evidence: Evidence, policy: RolloutPolicy) -> bool:
 def _slice(rollout: Rollout, evidence: Evidence, policy: RolloutPolicy, name: str) -> tuple[str, float, float, float | None]:
     """A protected slice: (name, evidence that it loses less than the slice margin, evidence of harm, mean gain)."""
     blocks = evidence.closed((rollout.version, rollout.against), rollout.evidence_since, policy.block, name)
-    gains = [b.mean for b in _filled(b for b in blocks if b.n and isfinite(b.total))]
+    gains = [b.mean for b in tested(blocks)]
     kept = bet([_clip((gain + policy.slice_margin) / policy.cap) for gain in gains])
     harm = bet([_clip(-gain / policy.cap) for gain in gains])
     return name, kept.e_value, harm.e_value, sum(gains) / len(gains) if gains else None
 
 
-def _filled(blocks: Iterable[BlockSum]) -> Iterator[BlockSum]:
-    """Consecutive blocks together until they have LEAST_ROWS; what is left waits. How many there are says nothing of who is
-    better, so the test stays one."""
+def tested(blocks: Iterable[BlockSum]) -> list[BlockSum]:
+    """The observations of a test: blocks that can be computed, consecutive ones together until they have LEAST_ROWS; what is
+    left waits. How many there are says nothing of who is better, so the test stays one."""
+    found: list[BlockSum] = []
     parts: BlockSum | None = None
-    for block in blocks:
+    for block in (b for b in blocks if b.n and isfinite(b.total) and isfinite(b.squares)):
         parts = replace(block, block=parts.block) + parts if parts else block
         if parts.n >= LEAST_ROWS:
-            yield parts
+            found.append(parts)
             parts = None
+    return found
 
 
 def _outcome(rollout: Rollout, evidence: Evidence, policy: RolloutPolicy) -> dict[str, Any]:

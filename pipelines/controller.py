@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from threading import Event
 
+from assets.board_fold import BoardFold
 from assets.windows.clock import WindowPolicy
 from models import release
 from models.release_board import Board
@@ -25,12 +26,11 @@ from models.rollout import Decision
 from monitoring import evidence
 from monitoring.alarms import raise_alarm
 from monitoring.convictions import alarms_of
-from monitoring.evidence import COUNTED, SCORED, Evidence
+from monitoring.evidence import COUNTED, Evidence
 from monitoring.live_counts import news, with_news
 from monitoring.verdict import judge
 from pipelines.expected import expected
-from pipelines.reading import BoardFold
-from security.journal import Conflict, Draft, Entry, Journal, JournalError, Projection, stamp
+from security.journal import Conflict, Draft, Journal, JournalError, Projection, stamp
 from security.replicas import Replicas
 from security.served import LiveCounts
 
@@ -81,7 +81,7 @@ class Controller:
 
     @cached_property
     def _evidence(self) -> Projection[Evidence]:
-        return Projection(self.journal, self._windows, Evidence(), _fold_evidence, kinds=(SCORED, COUNTED))
+        return evidence.projection(self.journal, self.task)
 
     @cached_property
     def _live(self) -> LiveCounts:
@@ -92,8 +92,7 @@ class Controller:
         return Replicas(self.journal.engine)
 
     def _verdicts(self, board: Board, seen: Evidence, now: datetime) -> dict[str, Verdicts]:
-        replicas = self._replicas.live(self.task, self.wall(), self.policy.lease)
-        acknowledged = all(replica.epoch >= board.epoch for replica in replicas)
+        acknowledged = self._replicas.all_acknowledged(self.task, board.epoch, self.wall(), self.policy.lease)
         return {
             version: judge(one, seen, board.policy_of(one, self.policy), now, acknowledged=acknowledged, prepared=None)
             for version, one in board.rollouts.items() if one.live or one.watched
@@ -106,18 +105,13 @@ class Controller:
         return self._at()
 
     def _at(self) -> datetime:
-        newest = self.journal.head_at()
-        return self.wall() if newest is None else max(self.wall(), newest)
+        return self.journal.now(self.wall())
 
     def _append(self, board: Board, decisions: Sequence[Decision], before: Sequence[Draft], scored: int) -> bool:
         """Whether all of it was written; not when somebody else decided, or a window was scored, meanwhile."""
-        drafts = [
-            Draft(f"{one.room}/{self.task}", one.kind, one.body, self._board.lengths.get(f"{one.room}/{self.task}", 0))
-            for one in decisions
-        ]
         alarms = alarms_of(decisions, board, self.policy, self.journal, self.task)
         try:
-            entries, read = [*before, *drafts, *alarms], {self._windows: scored}
+            entries, read = [*before, *self._board.drafts(decisions), *alarms], {self._windows: scored}
             self.journal.append_all(entries, actor=self.actor, at=self._at(), unmoved=read)
         except Conflict as error:
             logger.info("%s", error)
@@ -131,10 +125,6 @@ class Controller:
             message=f"the release controller could not look for {seconds:.0f} s ({why}): no canary was stopped meanwhile",
             figure=seconds, limit=BLIND.total_seconds(), at=self._at(), actor=self.actor,
         )  # fmt: skip
-
-
-def _fold_evidence(before: Evidence, entry: Entry) -> Evidence:
-    return evidence.fold_entry(before, entry.kind, entry.body)
 
 
 def control(

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from assets.board_fold import BoardFold
 from models.rollout_state import TRAFFIC, Rollout, State
 from models.task import Task
 from pipelines.gateway.core import PREDICT, Instant
 from pipelines.gateway.server import Gateway, GatewayConfig
-from pipelines.reading import read_board
 from pipelines.settings import Settings
 from security.journal import Journal
 from security.keys import private_key
@@ -57,8 +57,9 @@ def drill(
     """Fail `share` of the canary's answers at `rate` requests a second, at most `limit` seconds long."""
     if not 0.0 < share <= 1.0:
         raise NoDrill(f"--errors {share} is outside (0, 1]: 0.5 fails every second answer of the canary")
-    canary = next((r for r in read_board(journal, task.name).rollouts.values() if r.state in TRAFFIC), None)
-    if canary is None:
+    board = BoardFold(journal, task.name)
+    canary = board.refresh().canary
+    if canary is None or canary.state not in TRAFFIC:
         raise NoDrill("no version has users now: `headgate rollout promote VERSION` gives one its first step")
     events, keys = documents(task), Path(settings.keys.directory)
     token = issue(
@@ -77,7 +78,7 @@ def drill(
         logger.setLevel(logging.CRITICAL)  # each failure on purpose would be an error there
         gateway.start()
         try:
-            return _Watch(gateway, journal, task.name, canary, tell).run(events, f"Bearer {token}", rate, limit)
+            return _Watch(gateway, board, canary, tell).run(events, f"Bearer {token}", rate, limit)
         finally:
             gateway.stop()
             logger.setLevel(level)
@@ -113,8 +114,8 @@ def _value(value: Any) -> Any:
 class _Watch:
     """Asks, and looks at the journal in between."""
 
-    def __init__(self, gateway: Gateway, journal: Journal, task: str, canary: Rollout, tell: Callable[[str], None]) -> None:
-        self._gateway, self._journal, self._task, self._tell = gateway, journal, task, tell
+    def __init__(self, gateway: Gateway, board: BoardFold, canary: Rollout, tell: Callable[[str], None]) -> None:
+        self._gateway, self._board, self._tell = gateway, board, tell
         self._canary = canary
         self._first: float | None = None
         self._asked = self._failed = 0
@@ -149,7 +150,7 @@ class _Watch:
     def _look(self) -> None:
         since = time.monotonic() - (self._first or time.monotonic())
         if self._decided is None:
-            now = read_board(self._journal, self._task).rollouts[self._canary.version]
+            now = self._board.refresh().rollouts[self._canary.version]
             if now.state in TRAFFIC:
                 return
             self._decided, self._reason = since, now.reason

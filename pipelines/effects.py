@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from threading import Event
 
+from assets.board_fold import BoardFold
 from monitoring.registry import Releases, releases_of
-from pipelines.reading import BoardFold
 from security.effects import EffectsDone
 from security.journal import Journal
 

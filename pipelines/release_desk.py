@@ -8,13 +8,14 @@ where two persons are wanted, and a revision for requests that may come twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 from numpy.typing import ArrayLike
 
+from assets.board_fold import BoardFold
 from assets.windows.clock import WindowPolicy
 from models import release_verbs
 from models.freeze import frozen
@@ -28,38 +29,14 @@ from monitoring.evidence import COUNTED, Evidence
 from monitoring.live_counts import news, with_news
 from monitoring.outlook import outlook
 from monitoring.verdict import judge
-from pipelines.reading import BoardFold, read_lineage
+from pipelines.reading import read_lineage
+from pipelines.verbs import VERBS
 from security.journal import Conflict, Draft, Entry, Journal, Projection, stamp
 from security.replicas import Replicas
 from security.served import LiveCounts
 from security.tokens import APPROVE, Claims, TokenRefused, refuse_revoked, spending
 
 ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb as every way in offers it. `options`: what it takes besides a version and a reason, with the type.
-
-    `onward`: it lets a version go further, or traffic come back to one, so a request that comes twice must not do it twice.
-    Any other verb stops or consents: whatever happened meanwhile it is right, and repeating it changes nothing.
-    """
-
-    text: str
-    onward: bool = False
-    options: Mapping[str, type] = field(default_factory=dict)
-
-
-VERBS: Mapping[str, Verb] = {
-    "start": Verb("Queue a version whose update was blocked: it has to pass every gate.", onward=True),
-    "promote": Verb("Skip what is left of the current step (never a proven harm).", onward=True, options={"full": bool}),
-    "abort": Verb("Weight 0 at once; descendants are withdrawn."),
-    "pause": Verb("Go no further until resumed; guardrails and the harm test work on."),
-    "resume": Verb("Take back a pause.", onward=True),
-    "approve": Verb("Consent as a second person."),
-    "retry": Verb("A new attempt of a version that has ended; its evidence goes on, proven harm bars it.", onward=True),
-    "undo": Verb("From this stable version back to the one before, or to another.", onward=True, options={"to_version": str}),
-}
 
 
 JUDGED = ("promote", "retry")  # what is proven against the version bars them
@@ -97,22 +74,14 @@ class ReleaseDesk:
         return self._at()
 
     def _at(self) -> datetime:
-        """The wall, never before the journal's newest entry: a slow clock would shorten the step it begins."""
-        newest = self.journal.head_at()
-        return datetime.now(UTC) if newest is None else max(datetime.now(UTC), newest)
-
-    def newest(self, board: Board) -> Rollout | None:
-        """The rollout people mean when they name none: the canary, else the newest that is live, else the newest."""
-        everything = sorted(board.rollouts.values(), key=lambda r: (r.live, r.number))
-        return board.canary or (everything[-1] if everything else None)
+        return self.journal.now(datetime.now(UTC))
 
     def verdicts(self, rollout: Rollout, board: Board) -> Verdicts:
         """What the evidence says now, and what the gateways have counted since."""
         return self._judged(rollout, board, self._news(board))
 
     def _judged(self, rollout: Rollout, board: Board, counted: Mapping[str, Any] | None) -> Verdicts:
-        live = self._replicas.live(self.task, datetime.now(UTC), self.policy.lease)
-        acknowledged = all(replica.epoch >= board.epoch for replica in live)
+        acknowledged = self._replicas.all_acknowledged(self.task, board.epoch, datetime.now(UTC), self.policy.lease)
         found, policy = with_news(self._evidence.refresh(), counted), self.policy_of(rollout, board)
         return judge(rollout, found, policy, self.clock(), acknowledged=acknowledged, prepared=None)
 
@@ -127,20 +96,20 @@ class ReleaseDesk:
         """Where it is, why, and what the next step waits for."""
         found = verdicts or self.verdicts(rollout, board)
         policy = self.policy_of(rollout, board)
-        sentences = outlook(rollout, self._evidence.refresh(), policy)
-        return explain(rollout, found, policy, self.clock(), _free(rollout, board), sentences)
+        sentences = outlook(rollout, found, self._evidence.refresh(), policy)
+        return explain(rollout, found, policy, self.clock(), board.free_for(rollout), sentences)
 
     def unmet(self, rollout: Rollout, board: Board, verdicts: Verdicts) -> list[Condition]:
         """What the next step waits for."""
         policy = self.policy_of(rollout, board)
-        every = conditions(rollout, verdicts, policy, self.clock(), _free(rollout, board))
+        every = conditions(rollout, verdicts, policy, self.clock(), board.free_for(rollout))
         return [condition for condition in every if not condition.met]
 
     def history(self, version: str | None = None) -> list[Entry]:
         """Every decision, oldest first; with `version` those about it."""
-        entries = self.journal.tail(streams=[f"{room}/{self.task}" for room in ("rollout", "routing")])
-        about = [e for e in entries if version in (None, e.body.get("version") or e.body.get("rollout"))]
-        return [e for e in about if e.kind != "rollout.stepped"]
+        streams = [f"{room}/{self.task}" for room in (Stream.ROLLOUT, Stream.ROUTING)]
+        entries = self.journal.tail(streams=streams, without=("rollout.stepped",))
+        return [e for e in entries if version in (None, e.body.get("version") or e.body.get("rollout"))]
 
     @cached_property
     def _fold(self) -> BoardFold:
@@ -148,8 +117,7 @@ class ReleaseDesk:
 
     @cached_property
     def _evidence(self) -> Projection[Evidence]:
-        kinds = (evidence.SCORED, evidence.COUNTED)
-        return Projection(self.journal, f"window/{self.task}", Evidence(), _fold_evidence, kinds=kinds)
+        return evidence.projection(self.journal, self.task)
 
     @cached_property
     def _replicas(self) -> Replicas:
@@ -287,15 +255,6 @@ class ReleaseDesk:
 
     def _lengths(self) -> dict[str, int]:
         return {stream: self._fold.lengths.get(stream, 0) for stream in (f"{room}/{self.task}" for room in Stream)}
-
-
-def _fold_evidence(before: Evidence, entry: Entry) -> Evidence:
-    """The evidence after one entry of the windows' stream."""
-    return evidence.fold_entry(before, entry.kind, entry.body)
-
-
-def _free(rollout: Rollout, board: Board) -> bool:
-    return board.canary is None or board.canary.version == rollout.version
 
 
 EXIT_CODES = {

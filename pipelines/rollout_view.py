@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from assets.board_fold import BoardFold
 from assets.windows.clock import WindowPolicy
 from models.release_board import Board
 from models.release_policy import RolloutPolicy, Verdicts
 from models.rollout import Condition, Rollout, conditions
 from monitoring import evidence
-from monitoring.evidence import COUNTED, SCORED, Evidence
+from monitoring.evidence import SCORED, Evidence
 from monitoring.live_counts import news, with_news
 from monitoring.verdict import judge
-from pipelines.reading import BoardFold
 from security.journal import Entry, Journal, Projection
 from security.replicas import Replica, Replicas
 from security.served import LiveCounts
@@ -73,23 +73,15 @@ class View:
         acknowledged = all(replica.epoch >= board.epoch for replica in replicas)
         verdicts = judge(one, known, policy, now, acknowledged=acknowledged, prepared=None)
         verdicts = replace(verdicts, forecast=one.forecast)  # of all windows before, which were not read
-        free = board.canary is None or board.canary.version == one.version
-        unmet = [each for each in conditions(one, verdicts, policy, now, free) if not each.met]
+        unmet = [each for each in conditions(one, verdicts, policy, now, board.free_for(one)) if not each.met]
         return Picture(one, policy, verdicts, now, board.stable, board.epoch, unmet, replicas, told[-RECENT:])
 
     def _since(self, one: Rollout, told: Sequence[Entry]) -> Projection[Evidence]:
         """No window before the version was queued knows of it; the newest of them still says how far the stream was read."""
         if one.version not in self._evidence:
-            stream, kinds = f"window/{self._task}", (SCORED, COUNTED)
-            first = self._journal.place(stream, (SCORED,), before=told[0].seq) if told else 0
-            self._evidence[one.version] = Projection(
-                self._journal, stream, Evidence(), _fold, length=max(0, first - 1), kinds=kinds
-            )
+            first = self._journal.place(f"window/{self._task}", (SCORED,), before=told[0].seq) if told else 0
+            self._evidence[one.version] = evidence.projection(self._journal, self._task, max(0, first - 1))
         return self._evidence[one.version]
-
-
-def _fold(known: Evidence, entry: Entry) -> Evidence:
-    return evidence.fold_entry(known, entry.kind, entry.body)
 
 
 def as_json(found: Picture) -> dict[str, Any]:

@@ -278,6 +278,11 @@ class Journal:
             text = connection.execute(newest).scalar()
         return None if text is None else unstamp(text)
 
+    def now(self, wall: datetime) -> datetime:
+        """`wall`, never before the newest entry: clocks of two machines differ, and a slow one would shorten what it begins."""
+        newest = self.head_at()
+        return wall if newest is None else max(wall, newest)
+
     def streams(self) -> list[str]:
         """The names of all streams."""
         with self._reachable("read"), self.engine.begin() as connection:

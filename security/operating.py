@@ -9,23 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from security.journal import JournalUnreachable
 
+_made: WeakKeyDictionary[sa.Engine, set[int]] = WeakKeyDictionary()  # metadata, by id, whose tables are there
+
 
 class Beside:
-    """Tables on the journal's engine, made when they are absent. `what` names them where the database does not answer."""
+    """Tables on the journal's engine, made when they are absent: looked for once an engine, since that takes the database's one
+    writer. `what` names them where the database does not answer."""
 
     def __init__(self, engine: sa.Engine, metadata: sa.MetaData, what: str) -> None:
         self._engine, self._what = engine, what
         self._writer = engine.execution_options(writes=True)
+        made = _made.setdefault(engine, set())
+        if id(metadata) in made:
+            return
         try:
             self._make(metadata)
         except (sa.exc.ProgrammingError, sa.exc.IntegrityError):  # another process made it at the same moment
             self._make(metadata)
+        made.add(id(metadata))
 
     def _make(self, metadata: sa.MetaData) -> None:
         with self.writing() as connection:

@@ -2,91 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 import resource
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from monitoring.alarms import raise_alarm
-from pipelines.cli import COMMANDS, main
+from pipelines.cli import COMMANDS
 from pipelines.cli.base import WEAK, weakness
-from pipelines.run_window import run_window
 from security.journal import Draft, Journal
-from tests.worlds import EVENTS_A_DAY, make_world
+from tests.installations import DAYS, Answer, headgate, installed, template
+from tests.worlds import EVENTS_A_DAY
 
-DAYS = 4  # an update every two days: two versions, the second trained from the first
+__all__ = ["headgate", "installed", "template"]
+
 FIRST, LAST, NEXT = "2026-01-01T00:00Z", "2026-01-04T00:00Z", "2026-01-05T00:00Z"
 # Run by tests of their own: the demo and the page by theirs, servers as real processes (test_up, test_gateway_kills).
 ELSEWHERE = {"demo", "dashboard", "up", "gateway", "broker"}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def rows(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def headgate(capsys, monkeypatch):
-    """Type a command into the current folder; it runs in this process, through the console script's own door."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    level = logging.getLogger("kafka").level
-
-    def type_in(*words: str) -> Answer:
-        with pytest.raises(SystemExit) as left:
-            main(words)
-        return Answer(int(left.value.code or 0), *capsys.readouterr())
-
-    yield type_in
-    logging.getLogger("kafka").setLevel(level)
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """An installation with seven days on its stream, of which four were run."""
-    world = make_world(tmp_path_factory.mktemp("cli") / "world")
-    world.publish(7)
-    for day in range(DAYS):
-        run_window(world.window(day), world.workspace)
-    world.journal.close()
-    world.log.close()
-    return world.folder
-
-
-@pytest.fixture
-def installed(template, tmp_path, monkeypatch):
-    """A copy of it, as the current folder."""
-    folder = tmp_path / "installed"
-    shutil.copytree(template, folder)
-    settings = folder / "headgate.toml"
-    settings.write_text(settings.read_text().replace(str(template), str(folder)))
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def versions(headgate):
@@ -378,14 +316,18 @@ def test_every_command_is_typed_in_this_file():
     assert set(COMMANDS) - ELSEWHERE - typed == set()
 
 
-def cpu_of(folder: Path, *words: str) -> tuple[float, str]:
-    """CPU seconds and output of a real process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "pipelines.cli", *words]
+def out_of(folder: Path, *words: str) -> str:
+    """Output of a real Python process."""
     paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=folder, env=paths, capture_output=True, text=True, check=True)
+    return subprocess.run([sys.executable, *words], cwd=folder, env=paths, capture_output=True, text=True, check=True).stdout
+
+
+def cpu_of(folder: Path, *words: str) -> tuple[float, str]:
+    """CPU seconds and output of a command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    out = out_of(folder, "-m", "pipelines.cli", *words)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stdout
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, out
 
 
 def test_help_and_status_answer_at_once(installed):
@@ -400,6 +342,4 @@ def test_status_loads_no_numerical_library(installed):
         "import sys\nfrom pipelines.cli import main\ntry:\n    main(['status'])\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'scipy', 'pandas', 'dp_accounting', 'dagster', 'evidently') if name in sys.modules])"
     )
-    paths = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=installed, env=paths, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert out_of(installed, "-c", code).splitlines()[-1] == "[]"

@@ -8,186 +8,41 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 
-from assets.windows.clock import WindowPolicy
-from models import release, release_verbs
-from models.release_policy import RolloutPolicy, Verdicts
-from models.release_verbs import VerbRefused
+from models import release
 from models.rollout_state import State
-from models.task import check
-from monitoring import evidence
 from monitoring.alarms import acknowledge, all_alarms
-from monitoring.dashboard.page import read_page
-from monitoring.evidence import BlockSum, milliseconds
-from monitoring.rollout_audit import Audit, audit
-from monitoring.verdict import judge
+from monitoring.rollout_audit import audit
 from pipelines import controller as controlling
 from pipelines.controller import Controller, control
-from pipelines.reading import read_evidence
 from pipelines.release_desk import ReleaseDesk
 from security.journal import Conflict
 from security.replicas import Replicas
-from security.served import LiveCounts
+from tests.controllers import (
+    POLICY,
+    ROOT,
+    SETTINGS,
+    WALL,
+    Clock,
+    answered,
+    audited,
+    canary,
+    known,
+    made,
+    of_kind,
+    promoted,
+    scored,
+    world,
+)
 from tests.gateways import EVENT, World, blobs_base, headgate, wait_until
 from tests.releases import board, steer, written
-from tests.tasks import TwoBlobs
 
-__all__ = ["blobs_base"]
-
-ROOT = Path(__file__).parents[1]
-POLICY = RolloutPolicy(steps=("shadow", 50, 100), min_hold=timedelta(0), min_requests=0)
-WALL = WindowPolicy(every=timedelta(days=1), start=datetime(2026, 1, 1, tzinfo=UTC))
-SETTINGS = """
-task = "tests.test_controller:Fragile"
-[journal]
-url = "sqlite:///journal/journal.db"
-[store]
-url = "store"
-[keys]
-directory = "keys"
-[stream]
-bootstrap_servers = "{servers}"
-[tracking]
-mlflow_url = "{mlflow}"
-[rollout]
-steps = ["shadow", 50, 100]
-min_hold = "0s"
-"""
-
-
-class Fragile(TwoBlobs):
-    """Fails on an output that only a broken version gives."""
-
-    def answer(self, output: np.ndarray) -> np.ndarray:
-        if np.abs(output).max() > 1e3:
-            raise ValueError(f"output {np.abs(output).max():.0f} is no logit")
-        return super().answer(output)
-
-
-@pytest.fixture
-def world(tmp_path, blobs_base):
-    made = World(tmp_path, blobs_base, task=check(Fragile(), "tests.test_controller:Fragile"))
-    yield made
-    made.close()
-
-
-@dataclass
-class Clock:
-    """A wall that a test moves."""
-
-    now: datetime
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-def canary(world: World, spread: float = 0.1, policy: RolloutPolicy = POLICY) -> str:
-    """A version that a person has sent to half of the users; `spread` 30 breaks it."""
-    version, now = world.version(1, spread), datetime.now(UTC)
-    written(world, release.found(world.base_version, now))
-    written(world, release.enqueue(board(world), version, 1, world.base_version, now))
-    written(world, release.step_board(board(world), {version: known(world, version, policy, True)}, policy, now))
-    promoted(world, version, policy)
-    assert board(world).rollouts[version].state is State.CANARY
-    return version
-
-
-def known(world: World, version: str, policy: RolloutPolicy, prepared: bool | None = None) -> Verdicts:
-    """What the journal says of a version, with every replica in step."""
-    one, found = board(world).rollouts[version], read_evidence(world.journal, world.task.name)
-    return judge(one, found, policy, datetime.now(UTC), acknowledged=True, prepared=prepared)
-
-
-def promoted(world: World, version: str, policy: RolloutPolicy = POLICY, full: bool = False) -> None:
-    """A person takes the next step, or all of them."""
-    said = {"actor": "ana", "reason": "drill", "full": full}
-    verdicts = known(world, version, policy)
-    written(world, release_verbs.promote(board(world), version, verdicts, policy, datetime.now(UTC), **said))
-
-
-def scored(world: World, end: datetime, gain: float = 0.0) -> None:
-    """A day's window: 300 examples of each pair."""
-    begin = end - timedelta(days=1)
-    sums = {pair: [BlockSum(milliseconds(begin), 300, 300 * gain, 300 * gain**2)] for pair in board(world).pairs()}
-    world.note("window", "evidence.scored", evidence.entry(f"{begin:%Y-%m-%dT%H:%MZ}", end, sums, (), 0.99))
-
-
-def made(world: World, policy: RolloutPolicy = POLICY, window: WindowPolicy = WALL, **more) -> Controller:
-    return Controller(world.journal, world.task.name, policy, window, **more)
-
-
-def answered(world: World, epoch: int, stable: int, canary: int, failed: int, replica: str = "r1") -> None:
-    counts = [(epoch, "stable", stable, 0, 0), (epoch, "canary", canary, failed, 0)]
-    LiveCounts(world.journal.engine).publish(world.task.name, replica, counts, datetime.now(UTC))
-
-
-def audited(world: World, policy: RolloutPolicy = POLICY) -> Audit:
-    rooms = ("rollout", "routing", "lineage", "window")
-    found = audit(world.journal.tail(streams=[f"{room}/{world.task.name}" for room in rooms]), policy)
-    assert world.journal.verify().faults == ()
-    return found
-
-
-def of_kind(world: World, room: str, kind: str) -> list:
-    return [entry for entry in world.journal.read(f"{room}/{world.task.name}") if entry.kind == kind]
-
-
-# -- live counts ------------------------------------------------------------------------------------------------------
-
-
-def test_replicas_add_up_and_one_that_starts_again_adds_to_what_it_said(world):
-    stable, bad = world.version(1), world.version(2, spread=30.0)
-    world.route(stable)
-    first, client = world.gateway()
-    table = LiveCounts(world.journal.engine)
-    for number in range(20):
-        client.post("/v1/predict", json={**EVENT, "unit": f"u{number}"})
-    world.route(stable, bad, 0.5)
-    wait_until(lambda: first.follower.serving(time.monotonic())[0].epoch == 2)
-    told = [client.post("/v1/predict", json={**EVENT, "unit": f"u{number}"}).status_code for number in range(40)]
-    client.post("/v1/predict", content=b"{}")  # refused before the split: nobody's error
-    failed = told.count(500)
-    assert 0 < failed < 40
-    wanted = [(2, "canary", failed, failed, 0), (2, "stable", 40 - failed, 0, 0)]
-    wait_until(lambda: table.total(world.task.name) == wanted)
-    first.stop()
-    again, other = world.gateway(replica=first.config.replica)
-    told = [other.post("/v1/predict", json={**EVENT, "unit": f"u{number}"}).status_code for number in range(40)]
-    assert told.count(500) == failed, "the same units"
-    wait_until(lambda: table.total(world.task.name) == [(e, arm, 2 * n, 2 * bad, 0) for e, arm, n, bad, _ in wanted])
-    assert again.config.replica == first.config.replica
-
-
-def test_slow_answers_are_counted_and_a_lost_lease_is_no_split(world):
-    stable, canary = world.version(1), world.version(2)
-    world.route(stable, canary, 0.5)
-    policy = replace(POLICY, slow_ms=0.0)
-    gateway, client = world.gateway(lease_seconds=0.6, rollout=policy)
-    assert client.post("/v1/predict", json=EVENT).status_code == 200
-    table = LiveCounts(world.journal.engine)
-    wait_until(lambda: [row[2:] for row in table.total(world.task.name)] == [(1, 0, 1)])
-    with world.without_journal():
-        wait_until(lambda: not gateway.follower.health(time.monotonic()).leased)
-        assert client.post("/v1/predict", json=EVENT).json()["arm"] == "stable"
-    wait_until(lambda: gateway.follower.health(time.monotonic()).leased)
-    time.sleep(0.2)
-    assert sum(row[2] for row in table.total(world.task.name)) == 1
-
-
-def test_counts_of_a_week_ago_are_forgotten_on_either_database(journal):
-    table, now = LiveCounts(journal.engine), datetime.now(UTC)
-    table.publish("blobs", "old", [(1, "stable", 5, 0, 0)], now - timedelta(days=8))
-    table.publish("blobs", "new", [(2, "stable", 7, 1, 1)], now)
-    table.publish("blobs", "new", [(2, "stable", 9, 1, 1), (2, "canary", 1, 0, 0)], now)
-    table.publish("blobs", "newer", [(2, "stable", 1, 0, 0)], now)
-    assert table.total("blobs") == [(2, "canary", 1, 0, 0), (2, "stable", 10, 1, 1)] and table.total("another") == []
+__all__ = ["blobs_base", "world"]
 
 
 # -- decisions --------------------------------------------------------------------------------------------------------
@@ -214,26 +69,6 @@ def test_errors_of_the_canary_roll_it_back_and_the_counts_stand_before_the_decis
     assert found.faults == {} and found.looks >= 2
 
 
-def test_a_person_cannot_raise_a_canary_whose_errors_are_proven_before_a_controller_has_looked(world):
-    version = canary(world)
-    answered(world, board(world).epoch, stable=100, canary=100, failed=60)
-    desk = ReleaseDesk(world.journal, world.task.name, POLICY, WALL)
-    assert "Due: errors: evidence" in desk.explain(board(world).rollouts[version], board(world))
-    with pytest.raises(VerbRefused, match="an abort outranks a promote"):
-        desk.act("promote", version, actor="ana", reason="in a hurry")
-    shown = read_page(world.journal, world.task.name, POLICY, window_start=WALL.start, clock="wall", now=datetime.now(UTC))
-    assert shown.releases.body is not None and shown.releases.body[0].verdicts.errors_e > 100
-    assert shown.strip.body is not None and shown.strip.body.word == "ALARM"
-    assert any("is to be stopped and is not yet: errors" in text for _, text in shown.strip.body.reasons)
-
-
-def test_a_freeze_in_the_settings_of_today_bars_a_person_at_once(world):
-    version = canary(world)
-    always = replace(POLICY, freeze=("Mon 00:00 - Sun 23:59", "Sun 23:00 - Mon 01:00"))
-    with pytest.raises(VerbRefused, match="no version gets more traffic"):
-        ReleaseDesk(world.journal, world.task.name, always, WALL).act("promote", version, actor="ana", reason="in a hurry")
-
-
 def test_a_second_attempt_that_fails_raises_its_own_alarm_although_the_first_was_acknowledged(world):
     version = canary(world)
     answered(world, board(world).epoch, stable=100, canary=100, failed=60)
@@ -255,15 +90,6 @@ def test_a_second_attempt_that_fails_raises_its_own_alarm_although_the_first_was
     assert second.window == f"{version} attempt 2" and second.acknowledged is None
 
 
-def test_counts_that_a_person_decided_on_stand_before_the_decision(world):
-    version = canary(world)
-    answered(world, board(world).epoch, stable=100, canary=100, failed=0)
-    ReleaseDesk(world.journal, world.task.name, POLICY, WALL).act("promote", version, actor="ana", reason="looks well")
-    told = of_kind(world, "rollout", "rollout.advanced")[-1].body["figures"]
-    assert (told["requests"], told["canary_requests"]) == (200, 100)
-    assert of_kind(world, "window", "served.counted") and audited(world).sound
-
-
 def test_an_audit_without_the_counts_does_not_believe_the_decision(world):
     canary(world)
     answered(world, 2, stable=60, canary=60, failed=20)
@@ -283,17 +109,6 @@ def test_without_a_decision_nothing_is_written(world):
         answered(world, 2, stable=300 + number, canary=310 + number, failed=1)
         assert desk.look() == []
     assert world.journal.head() == before
-
-
-def test_counts_that_were_forgotten_take_nothing_back(world):
-    canary(world)
-    desk = made(world)
-    while desk.look():
-        pass
-    answered(world, 2, stable=600, canary=600, failed=0)
-    world.note("window", "served.counted", {"served": [[2, "canary", 600, 5, 0], [2, "stable", 600, 5, 0]]})
-    answered(world, 2, stable=300, canary=300, failed=100)  # a replica's rows are gone; what is left is no news
-    assert desk.look() == [] and board(world).routing.weight == 0.5
 
 
 @pytest.mark.parametrize("clock", ["wall", "stream"])

@@ -16,9 +16,9 @@ from pipelines.drill import NoDrill, documents, drill
 from pipelines.gateway.request import RequestReader
 from pipelines.settings import make_settings
 from tests import tasks
+from tests.controllers import audited, canary, made
 from tests.gateways import World, blobs_base
 from tests.releases import board
-from tests.test_controller import audited, canary, made
 
 __all__ = ["blobs_base"]
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from models.release_policy import Verdict
+from models.release_policy import RolloutPolicy, Verdict
 from models.rollout import explain
 from models.rollout_state import Rollout, State, Taken
+from monitoring import outlook as outlooks
 from monitoring.evidence import BlockSum, Evidence, Exposed, milliseconds
 from monitoring.outcome import bets
-from monitoring.outlook import outlook
 from monitoring.sample_ratio import SampleRatio
+from monitoring.verdict import judge
 from tests.test_rollout import DAY, POLICY, QUIET, T0
+
+
+def outlook(rollout: Rollout, evidence: Evidence, policy: RolloutPolicy) -> list[str]:
+    verdicts = judge(rollout, evidence, policy, T0 + DAY, acknowledged=True, prepared=None)
+    return outlooks.outlook(rollout, verdicts, evidence, policy)
+
 
 ONE = Rollout("v1", 1, None, "base-1", State.SHADOW, T0, T0)
 

@@ -19,7 +19,8 @@ from pipelines.cli.rollout import rollout as commands
 from pipelines.gateway.answer import Refused
 from pipelines.gateway.app import ROUTES
 from pipelines.gateway.rollouts import WAITING, Asked, Rollouts
-from pipelines.release_desk import VERBS, ReleaseDesk, Stale
+from pipelines.release_desk import ReleaseDesk, Stale
+from pipelines.verbs import VERBS
 from security.journal import Conflict, Draft, Journal, JournalUnreachable
 from security.tokens import SCOPES, Claims
 from tests.gateways import EVENT, SETTINGS, blobs_base, headgate, wait_until, world

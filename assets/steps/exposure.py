@@ -30,7 +30,7 @@ from assets.windows.lookup import Lookup
 from assets.windows.seal import find_sealed, read_sealed
 from assets.windows.store import StoreDamaged
 from assets.workspace import Workspace
-from models.task import has_outcome, outcomes
+from models.task import Columns, has_outcome, outcomes
 from monitoring import evidence as sums
 from monitoring.evidence import SCORED, Exposed
 from monitoring.outcome import Outcome, bets
@@ -39,8 +39,6 @@ from monitoring.sample_ratio import SampleRatio
 LEAST_DUE = 30  # predictions of an arm: of fewer, the share with a label says too little to hold a rollout
 LONGEST_REACH = timedelta(days=1)  # between a prediction and its event: a gateway keeps records through an outage
 NO_FORECAST = 0.5
-
-Columns = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,7 @@ def verdicts(workspace: Workspace, board: Board, now: datetime) -> dict[str, Ver
 def _acknowledged(workspace: Workspace, board: Board) -> bool:
     """Whether every replica with a live lease routes by the newest epoch. Without any replica there is nobody to wait for."""
     lease = workspace.policies.rollout.lease
-    replicas = Replicas(workspace.journal.engine)
-    return not [r for r in replicas.live(workspace.task.name, workspace.wall(), lease) if r.epoch < board.epoch]
+    return Replicas(workspace.journal.engine).all_acknowledged(workspace.task.name, board.epoch, workspace.wall(), lease)
 
 
 def verified(workspace: Workspace, version: str) -> Predictor | None:

@@ -17,7 +17,6 @@ and the files before. It does not know examples, outcomes or the journal.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ from assets.windows.idhash import Hashes, IdHash
 from assets.windows.lookup import Lookup
 from assets.windows.match import ranked
 from models.split import bucket
-from security.disk import settle
 
 COLUMNS = ["event_id", "unit", "epoch", "arm", "propensity", "score", "at"]
 EXPOSURES, UNITS = "exposures.arrow", "units.u64"
@@ -202,17 +200,11 @@ def write(root: Path, folder: str, exposures: Exposures, units: Hashes) -> dict[
     """Put both files into the window's folder; path -> sha256. The same exposures are the same bytes."""
     columns = {name: getattr(exposures, name) for name in Exposures.__slots__}
     table = pa.table(columns | {"canary": exposures.canary.astype(np.uint8)})
-    with store.attempt(root, folder) as attempt:
-        with pa.OSFile(str(attempt / EXPOSURES), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
-            writer.write_table(table)
-        units.astype("<u8").tofile(attempt / UNITS)
-        found = {}
-        for name in (EXPOSURES, UNITS):
-            _flush(attempt / name)
-            found[f"{folder}/{name}"] = _digest(attempt / name)
-            store.publish(attempt / name, root, f"{folder}/{name}")
-        settle(root / folder)
-    return found
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    files = {EXPOSURES: sink.getvalue().to_pybytes(), UNITS: units.astype("<u8").tobytes()}
+    return {f"{folder}/{name}": store.put(root, f"{folder}/{name}", payload) for name, payload in files.items()}
 
 
 def read(root: Path, path: str, digest: str) -> Exposures:
@@ -225,13 +217,3 @@ def read(root: Path, path: str, digest: str) -> Exposures:
 def read_units(root: Path, path: str, digest: str) -> Hashes:
     """The hashes of the units in this file, ascending. Raises StoreDamaged."""
     return np.frombuffer(store.get(root, path, digest), dtype="<u8")
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as whole:
-        return hashlib.file_digest(whole, "sha256").hexdigest()

@@ -73,8 +73,7 @@ def _release(
 ) -> Release:
     policy = board.policy_of(rollout, policy)
     verdicts = judge(rollout, evidence, policy, clock, acknowledged=acknowledged, prepared=None)
-    free = board.canary is None or board.canary.version == rollout.version
-    unmet = [c for c in conditions(rollout, verdicts, policy, clock, free) if not c.met]
+    unmet = [c for c in conditions(rollout, verdicts, policy, clock, board.free_for(rollout)) if not c.met]
     expires = rollout.ages_from + policy.max_age
     return Release(
         rollout,

@@ -74,7 +74,7 @@ def retire(ctx: click.Context, window: str, reason: str, actor: str | None) -> N
     books = ledgers(journal, settings)
     if not books:
         raise click.ClickException("no ledger yet: it begins with the first update under privacy")
-    at = max(filter(None, [datetime.now(UTC), journal.head_at()]))
+    at = journal.now(datetime.now(UTC))
     who = actor or getpass.getuser()
     done = [ledger.retire(task=task, window=window, reason=reason, actor=who, at=at) for ledger in books]
     click.echo(f"window {window} of {task} is retired" if any(done) else f"window {window} of {task} was retired before")

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from pipelines.cli import rollout_checks, settings_from
+from pipelines.verbs import VERBS
 
 if TYPE_CHECKING:
-    from models.rollout import Decision, Rollout
+    from models.rollout import Decision
     from pipelines.release_desk import ReleaseDesk
     from security.tokens import Claims
 
@@ -31,15 +32,6 @@ def _desk(ctx: click.Context) -> ReleaseDesk:
     settings = settings_from(ctx)
     journal, task = journal_and_task(settings)
     return ReleaseDesk(journal, task, settings.rollout, settings.window)
-
-
-def _named(desk: ReleaseDesk, version: str | None) -> Rollout:
-    board = desk.board()
-    found = board.rollouts.get(version) if version else desk.newest(board)
-    if found is None:
-        known = ", ".join(sorted(board.rollouts)) or "none yet"
-        raise click.ClickException(f"no rollout of {version or 'any version'}; known: {known}")
-    return found
 
 
 @rollout.command()
@@ -81,7 +73,7 @@ def history(ctx: click.Context, version: str | None, as_json: bool) -> None:
     """Every decision, with who, why and the figures."""
     desk = _desk(ctx)
     if version:
-        _named(desk, version)
+        desk.board().named(version)
     for entry in desk.history(version):
         body = entry.body
         about = body.get("version") or body.get("rollout")
@@ -102,7 +94,8 @@ def history(ctx: click.Context, version: str | None, as_json: bool) -> None:
 def explain(ctx: click.Context, version: str | None) -> None:
     """Why it is where it is, and what the next step waits for."""
     desk = _desk(ctx)
-    click.echo(desk.explain(_named(desk, version), desk.board()))
+    board = desk.board()
+    click.echo(desk.explain(board.named(version), board))
 
 
 @rollout.command()
@@ -162,15 +155,13 @@ def _verb(name: str, text: str, *more_options: Callable[..., Any], named: bool =
     rollout.command(name, help=text)(command)
 
 
-_full = click.option("--full", is_flag=True, help="Straight to 100 %.")
-_target = click.option("--to-version", default=None, help="An earlier stable version. [default: the one before]")
-_verb("start", "Queue a version whose update was blocked: it has to pass every gate.")
-_verb("promote", "Skip what is left of the current step (never a proven harm).", _full)
-_verb("abort", "Weight 0 at once; descendants are withdrawn.")
-_verb("pause", "Go no further until resumed; guardrails and the harm test work on.")
-_verb("resume", "Take back a pause.")
-_verb("retry", "A new attempt of a version that has ended; its evidence goes on, proven harm bars it.")
-_verb("undo", "From the stable VERSION back to the one before, at once within undo_window.", _target, named=False)
+OPTIONS = {
+    "full": click.option("--full", is_flag=True, help="Straight to 100 %."),
+    "to_version": click.option("--to-version", default=None, help="An earlier stable version. [default: the one before]"),
+}
+for _name, _said in VERBS.items():
+    if _name != "approve":  # which may take a token
+        _verb(_name, _said.text, *(OPTIONS[option] for option in _said.options), named=_name != "undo")
 
 
 @rollout.command()

@@ -39,7 +39,7 @@ def show(view: View, version: str | None, *, watch: bool, as_json: bool) -> int:
         if drawn:
             click.echo(ENTER, nl=False)
         while True:
-            found = _named(view, version)
+            found = view.picture(view.board().named(version))
             version = found.rollout.version  # the one that was watched first, whatever comes after it
             text = json.dumps(told(found)) if as_json else line(found)
             if drawn:
@@ -59,17 +59,6 @@ def show(view: View, version: str | None, *, watch: bool, as_json: bool) -> int:
         for row in lines(found)[0 if drawn else 1 :]:
             click.echo(row)
     return code
-
-
-def _named(view: View, version: str | None) -> Picture:
-    board = view.board()
-    everything = sorted(board.rollouts.values(), key=lambda one: (one.live, one.number))
-    newest = board.canary or (everything[-1] if everything else None)
-    found = board.rollouts.get(version) if version else newest
-    if found is None:
-        known = ", ".join(sorted(board.rollouts)) or "none yet"
-        raise click.ClickException(f"no rollout of {version or 'any version'}; known: {known}")
-    return view.picture(found)
 
 
 def line(found: Picture) -> str:

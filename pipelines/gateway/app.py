@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.gateway.answer import Answer, Refused
 from pipelines.gateway.core import DURABLE_SECONDS, PREDICT, Core, Instant
 from pipelines.gateway.rollouts import LOOKS, PREFIX, READ, Asked, Rollouts, scope_of, split
-from pipelines.release_desk import VERBS
+from pipelines.verbs import VERBS
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -9,7 +9,7 @@ from pipelines.gateway.app import ROUTES, Route
 from pipelines.gateway.core import PREDICT
 from pipelines.gateway.request import UNIT, RequestReader
 from pipelines.gateway.rollouts import MAX_REASON, PREFIX
-from pipelines.release_desk import VERBS
+from pipelines.verbs import VERBS
 
 ERRORS = {
     "400": "The body is not one JSON object, or the request can be read in two ways.",

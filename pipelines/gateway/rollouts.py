@@ -18,7 +18,8 @@ from models.release_board import Board
 from models.release_verbs import VerbRefused
 from models.rollout_state import Rollout
 from pipelines.gateway.answer import Answer, Refused, ok
-from pipelines.release_desk import VERBS, ReleaseDesk, Stale, Verb
+from pipelines.release_desk import ReleaseDesk, Stale
+from pipelines.verbs import VERBS, Verb
 from security.journal import Conflict, Entry, JournalError, stamp
 from security.tokens import APPROVE, Claims, TokenRefused
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from tests.forks import finished, fork
+
 DAY = timedelta(days=1)
 STAGES = 3
 MOST = 45  # moments of a stage's controller are fewer
@@ -75,10 +77,10 @@ def _run(place: Path, draw: Any) -> int:
     place.mkdir()
     kills = 0
     for stage in range(STAGES):
-        assert _wait([_fork(lambda s=stage: _prepare(place, s))]) == [0]
+        assert _wait([fork(lambda s=stage: _prepare(place, s))]) == [0]
         while True:
             moments = [draw(), draw()]
-            codes = _wait([_fork(lambda s=stage, m=moment: _control(place, s, m)) for moment in moments])
+            codes = _wait([fork(lambda s=stage, m=moment: _control(place, s, m)) for moment in moments])
             kills += codes.count(-signal.SIGKILL)
             assert set(codes) <= {0, -signal.SIGKILL}, codes
             if 0 in codes:
@@ -86,24 +88,8 @@ def _run(place: Path, draw: Any) -> int:
     return kills
 
 
-def _fork(work: Any) -> int:
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            work()
-            code = 0
-        except Exception:  # noqa: BLE001 - printed, and told by the exit code
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return child
-
-
 def _wait(children: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return [finished(child) for child in children]
 
 
 def _story(place: Path) -> Any:
@@ -190,15 +176,15 @@ def _control(place: Path, stage: int, dies_at: int | None) -> None:
 
 def _told(place: Path, folder: Path) -> dict[str, Any]:
     """What the world has to show, found by a child: this process opens no database."""
-    assert _wait([_fork(lambda: (folder / "told.json").write_text(json.dumps(_find(place))))]) == [0]
+    assert _wait([fork(lambda: (folder / "told.json").write_text(json.dumps(_find(place))))]) == [0]
     found: dict[str, Any] = json.loads((folder / "told.json").read_text())
     return found
 
 
 def _find(place: Path) -> dict[str, Any]:
+    from assets.board_fold import BoardFold
     from monitoring.registry import releases_of
     from monitoring.rollout_audit import audit
-    from pipelines.reading import BoardFold
     from security.effects import EffectsDone
     from security.journal import Journal
     from tests.dashboards import POLICY, TASK

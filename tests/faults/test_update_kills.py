@@ -26,6 +26,7 @@ from models.vault import read_vault
 from pipelines.run_window import run_window
 from security.checkpoint import Checkpoint
 from security.keys import secret
+from tests.forks import finished, fork
 from tests.worlds import make_world
 
 STEPS = 6
@@ -107,26 +108,6 @@ def kill(place: Path, day: int, step: int, where: str) -> list[int]:
 
 def stopped(child: int) -> bool:
     return os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
-
-
-def finished(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def fork(work) -> int:
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:  # noqa: BLE001 - printed, and told by the exit code
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return child
 
 
 def new_world(folder: Path, days: int) -> None:
